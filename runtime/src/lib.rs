@@ -1,0 +1,20 @@
+//! The engine of Callboard: definitions, the pure state machine, expressions, actors, the store, and the
+//! contracts that nodes, tools and model providers implement.
+
+pub mod core;
+pub mod document;
+pub mod documents;
+pub mod duration;
+pub mod events;
+pub mod executions;
+pub mod expression;
+pub mod id;
+pub mod item;
+pub mod journal;
+pub mod model;
+pub mod node;
+pub mod outbound;
+pub mod provider;
+pub mod schema;
+pub mod store;
+pub mod tool;
