@@ -1,1 +1,3 @@
-//! placeholder
+//! Agents: definitions, the pure turn engine, model providers, and the actors of sessions.
+
+pub mod sessions;

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::stream::BoxStream;
 use serde_json::Value;
 
 use crate::{
+    events::Event,
     id::ExecutionId,
     model::graph::Graph,
     node::Response,
@@ -133,6 +135,17 @@ impl Executions {
     /// Follows an execution by id.
     pub async fn watch(&self, id: ExecutionId) -> Result<Watch, ActionError> {
         let _ = id;
+        unimplemented!()
+    }
+
+    /// The execution's events after `after` (a `seq` as sent before): first the stored ones, then live ones without
+    /// gap or duplicate. Ends with `execution.finished`.
+    pub async fn events(
+        &self,
+        id: ExecutionId,
+        after: Option<i64>,
+    ) -> Result<BoxStream<'static, Event>, ActionError> {
+        let _ = (id, after);
         unimplemented!()
     }
 

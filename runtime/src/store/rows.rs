@@ -172,6 +172,8 @@ pub struct ExecutionChange {
     pub output: Option<Json>,
     /// Why it failed: `{code, message, step}`.
     pub error: Option<Json>,
+    /// Its parent: a final status makes the parent's wait for it due, in the same transaction.
+    pub parent_id: Option<ExecutionId>,
 }
 
 /// A row of `node_runs`, the journal of an execution. One per attempt that ended.
@@ -220,7 +222,7 @@ pub struct WaitRow {
     pub execution_id: ExecutionId,
     /// Unique in the execution: `scope/step/visit`.
     pub key: String,
-    /// `timer` or `child`.
+    /// `timer`, `child`, or `started` for a node run that must not be repeated after a crash.
     pub kind: String,
     /// When it ends by itself.
     pub wake_at: Option<DateTime<Utc>>,
