@@ -38,6 +38,7 @@ shared_buffers = 128MB
 wal_compression = on
 random_page_cost = 1.1
 jit = off
+max_logical_replication_workers = 0
 # Queries are short; parallel workers would need more shared memory than small containers have.
 max_parallel_workers_per_gather = 0
 log_checkpoints = off
