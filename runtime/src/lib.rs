@@ -1,6 +1,7 @@
 //! The engine of Callboard: definitions, the pure state machine, expressions, actors, the store, and the
 //! contracts that nodes, tools and model providers implement.
 
+pub mod actors;
 pub mod core;
 pub mod document;
 pub mod documents;
@@ -14,6 +15,7 @@ pub mod journal;
 pub mod model;
 pub mod node;
 pub mod outbound;
+pub mod postgres;
 pub mod provider;
 pub mod schema;
 pub mod store;
