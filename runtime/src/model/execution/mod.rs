@@ -11,6 +11,8 @@ mod fold;
 mod journal;
 mod lineage;
 mod map;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
