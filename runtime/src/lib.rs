@@ -14,6 +14,7 @@ pub mod journal;
 pub mod model;
 pub mod node;
 pub mod outbound;
+pub mod postgres;
 pub mod provider;
 pub mod schema;
 pub mod store;
