@@ -74,6 +74,9 @@ impl Execution {
         if let Some(retry_at) = record.retry_at {
             run.attempt += 1;
             run.state = RunState::Delayed(retry_at);
+            if !self.restored.is_empty() {
+                self.restore(key);
+            }
             return;
         }
         let run = self.runs.remove(&key).expect("looked up above");

@@ -328,7 +328,7 @@ fn random_behaviour(seed: u64) -> impl Fn(&str, u32) -> Result<NodeOutcome, Node
 
 #[test]
 fn every_execution_ends_and_its_journal_tells_its_state() {
-    for seed in 0..600 {
+    for seed in 0..1000 {
         let rng = &mut StdRng::seed_from_u64(seed);
         let graph = random_graph(rng);
         let behaviour = random_behaviour(seed);
@@ -340,7 +340,7 @@ fn every_execution_ends_and_its_journal_tells_its_state() {
 
 #[test]
 fn crashes_lose_nothing_that_was_durable_and_repeat_no_recorded_effect() {
-    for seed in 0..600 {
+    for seed in 0..1000 {
         let rng = &mut StdRng::seed_from_u64(seed);
         let graph = random_graph(rng);
         let behaviour = random_behaviour(seed);
@@ -550,10 +550,11 @@ fn cancelling_closes_everything_at_any_moment() {
         for _ in 0..rng.random_range(0..12) {
             world.perform(rng);
         }
+        let over = world.end.is_some();
         world.decide(Event::CancelRequested { at: world.now });
         let end = world.end.clone().expect("cancel ends it at once");
         assert!(world.execution.runs.is_empty() && world.waits.is_empty(), "seed {seed}: {:?}", world.waits.keys());
-        assert!(matches!(end.status, ExecutionStatus::Cancelled) || world.rows.len() > 1);
+        assert!(over || end.status == ExecutionStatus::Cancelled, "seed {seed}");
     }
 }
 
