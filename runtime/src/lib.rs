@@ -1,7 +1,7 @@
 //! The engine of Callboard: definitions, the pure state machine, expressions, actors, the store, and the
 //! contracts that nodes, tools and model providers implement.
 
-pub mod actors;
+mod actors;
 pub mod core;
 pub mod document;
 pub mod documents;

@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::execution::{self, ExecutionActor, Launch};
+use super::execution::{ExecutionActor, Launch};
 use crate::{
     executions::Host,
     id::ExecutionId,
