@@ -1,5 +1,6 @@
 //! Answers of operations: JSON with a status, lists, and nothing.
 
+use callboard_runtime::store::LIMIT_MAX;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use poem::{
     IntoResponse, Response,
@@ -138,9 +139,10 @@ pub fn encode_segment(text: &str) -> String {
     utf8_percent_encode(text, UNRESERVED).to_string()
 }
 
-/// Cuts `rows`, of which one more than `limit` was asked for, to a page; `cursor` makes the next page's from its last row.
+/// Cuts `rows`, of which one more than `limit` was asked for, to a page; `cursor` makes the next page's from its last
+/// row. The store gives [`LIMIT_MAX`] rows at most, so behind a full page of that many there may be more.
 pub fn page<R>(mut rows: Vec<R>, limit: usize, cursor: impl FnOnce(&R) -> String) -> (Vec<R>, Option<String>) {
-    let more = rows.len() > limit;
+    let more = rows.len() > limit || rows.len() as i64 == LIMIT_MAX;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(cursor);
     (rows, next)

@@ -53,6 +53,11 @@ impl Faults {
         self.take("header", name, Param(parsed))
     }
 
+    /// As [`Faults::header`], for one that was read already.
+    pub fn parsed_header<T>(&mut self, name: &'static str, param: Option<Param<T>>) -> Option<T> {
+        self.take("header", name, param?)
+    }
+
     /// A body that was read as `T`.
     pub fn body<T>(&mut self, body: Body<T>) -> Option<T> {
         match body.0 {

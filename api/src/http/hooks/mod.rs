@@ -13,7 +13,6 @@ use callboard_runtime::{
 };
 use futures_util::StreamExt;
 use poem::{Endpoint, IntoResponse, Request, Response, http::header};
-use tokio::time::Instant;
 
 use self::{reply::Shape, table::Table};
 use super::{
@@ -32,8 +31,6 @@ mod table;
 
 /// How long a caller waits for an answer at most; then it is told where to look.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// How often the table is compared with the documents although nothing here changed them.
-const RECHECK: Duration = Duration::from_secs(1);
 /// What a caller needs unless the workflow says otherwise.
 const RUN: &str = "workflows:run";
 
@@ -43,24 +40,18 @@ struct Hook {
     required_scope: Option<String>,
     webhook: Webhook,
     wait: Duration,
-    /// Checked here because starting checks another trigger's.
+    /// Each webhook of a workflow may have its own.
     input: Option<Schema>,
     shape: Option<Shape>,
 }
 
 impl Hook {
     fn new(graph: &Graph, webhook: &Webhook) -> Result<Self, String> {
-        let schema_of = |trigger: &Trigger| match trigger {
-            Trigger::Manual { input_schema } => input_schema.clone(),
-            Trigger::Webhook(webhook) => webhook.input_schema.clone(),
-        };
-        let checked_at_start = graph.triggers.iter().find_map(schema_of);
-        let own = webhook.input_schema.as_ref().filter(|schema| checked_at_start.as_ref() != Some(schema));
         Ok(Self {
             workflow: graph.name.to_string(),
             required_scope: graph.required_scope.clone(),
             wait: graph.settings.timeout.map_or(WAIT_MAX, |timeout| timeout.min(WAIT_MAX)),
-            input: own.map(Schema::compile).transpose()?,
+            input: webhook.input_schema.as_ref().map(Schema::compile).transpose()?,
             shape: webhook.response_schema.as_ref().filter(|schema| !reply::is_empty(schema)).map(Shape::compile).transpose()?,
             webhook: webhook.clone(),
         })
@@ -75,35 +66,20 @@ pub struct Hooks {
 
 struct Snapshot {
     table: Table<Hook>,
-    documents: Vec<Arc<StoredDocument>>,
-    checked_at: Mutex<Instant>,
+    /// Of the documents it was built from.
+    revision: i64,
 }
 
 impl Hooks {
-    /// Documents were changed here: look again before the next request.
-    pub fn forget(&self) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
     /// The table, built anew when documents changed. Between changes this costs one lock.
     fn snapshot(&self, state: &State) -> Arc<Snapshot> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(snapshot) = current.as_ref() {
-            let mut checked_at = snapshot.checked_at.lock().unwrap_or_else(PoisonError::into_inner);
-            if checked_at.elapsed() < RECHECK {
-                return snapshot.clone();
-            }
-            let documents = enabled(state);
-            let same = documents.len() == snapshot.documents.len()
-                && documents.iter().zip(&snapshot.documents).all(|(a, b)| Arc::ptr_eq(a, b));
-            if same {
-                *checked_at = Instant::now();
-                return snapshot.clone();
-            }
+        // Read before the documents: what changes in between makes the next request build again.
+        let revision = state.app.core.documents.revision();
+        match current.as_ref() {
+            Some(snapshot) if snapshot.revision == revision => snapshot.clone(),
+            _ => current.insert(Arc::new(Snapshot::build(state, revision))).clone(),
         }
-        let snapshot = Arc::new(Snapshot::build(state));
-        *current = Some(snapshot.clone());
-        snapshot
     }
 }
 
@@ -116,11 +92,9 @@ fn enabled(state: &State) -> Vec<Arc<StoredDocument>> {
 }
 
 impl Snapshot {
-    fn build(state: &State) -> Self {
-        let checked_at = Mutex::new(Instant::now());
-        let documents = enabled(state);
+    fn build(state: &State, revision: i64) -> Self {
         let mut table = Table::default();
-        for document in &documents {
+        for document in enabled(state) {
             let Some(graph) = state.app.executions.graph(&document.name) else { continue };
             for webhook in webhooks(&graph) {
                 let claimed = Hook::new(&graph, webhook).and_then(|hook| {
@@ -134,7 +108,7 @@ impl Snapshot {
                 }
             }
         }
-        Self { table, documents, checked_at }
+        Self { table, revision }
     }
 }
 
@@ -237,7 +211,7 @@ async fn when_ended(state: &State, hook: &Hook, start: StartExecution) -> ApiRes
     let mut started = state.app.executions.start_watched(start).await.map_err(refused)?;
     match started.watch.ended(hook.wait).await {
         Some(ended) => reply::ended(started.id, ended, hook.shape.as_ref()),
-        None => goes_on(state, &started).await,
+        None => goes_on(started).await,
     }
 }
 
@@ -246,13 +220,13 @@ async fn when_responded(state: &State, hook: &Hook, start: StartExecution) -> Ap
     match started.watch.responded(hook.wait).await {
         Some(Ok(response)) => reply::responded(started.id, response),
         Some(Err(ended)) => reply::ended(started.id, ended, hook.shape.as_ref()),
-        None => goes_on(state, &started).await,
+        None => goes_on(started).await,
     }
 }
 
 /// 202, but only for what is durable: a watched start returns before that.
-async fn goes_on(state: &State, started: &Started) -> ApiResult<Response> {
-    state.app.executions.watch(started.id).await?;
+async fn goes_on(mut started: Started) -> ApiResult<Response> {
+    started.watch.stored().await?;
     Ok(reply::accepted(started.id))
 }
 

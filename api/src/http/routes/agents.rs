@@ -25,7 +25,7 @@ pub struct Operations(pub Arc<State>);
 document_types!("Agent", AgentCreate, AgentUpdate, AgentDetails, AgentListItem, AgentList);
 
 const KIND: Kind =
-    Kind { name: "Agent", path: "/v1/agents", check, check_enabled: |_, _| Ok(()), changed: |_| {} };
+    Kind { name: "Agent", path: "/v1/agents", check, check_enabled: |_, _| Ok(()) };
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
     Ok(())

@@ -34,8 +34,6 @@ pub struct Kind {
     pub check: fn(&State, &Document) -> ApiResult<()>,
     /// Checks what only matters for one that is in use.
     pub check_enabled: fn(&State, &StoredDocument) -> ApiResult<()>,
-    /// Told after every change.
-    pub changed: fn(&State),
 }
 
 /// The three schemas of a kind's documents as clients see them, which differ in name only.
@@ -320,7 +318,6 @@ impl Kind {
         }
         (self.check)(state, &document)?;
         let (stored, _) = state.app.core.documents.put(self.name, &document.name, document.body).await?;
-        (self.changed)(state);
         drop(changing);
         let place = self.place(&stored.name);
         Ok(Created::new(show(stored.into())).at(place))
@@ -351,7 +348,6 @@ impl Kind {
         }
         (self.check)(state, &document)?;
         let (stored, put) = state.app.core.documents.put(self.name, name, document.body).await?;
-        (self.changed)(state);
         drop(changing);
         let shown = show(stored.into());
         Ok(match put {
@@ -367,17 +363,13 @@ impl Kind {
         if patch.enabled && !current.enabled {
             (self.check_enabled)(state, &current)?;
         }
-        let stored = state.app.core.documents.set_enabled(self.name, name, patch.enabled).await?;
-        (self.changed)(state);
-        Ok(stored)
+        Ok(state.app.core.documents.set_enabled(self.name, name, patch.enabled).await?)
     }
 
     /// Removes one. What runs goes on with the version it has.
     pub async fn delete(&self, state: &State, name: &str) -> ApiResult<NoContent> {
         use callboard_runtime::store::StoreError;
-        let deleted = state.app.core.documents.delete(self.name, name).await;
-        (self.changed)(state);
-        match deleted {
+        match state.app.core.documents.delete(self.name, name).await {
             Ok(()) => Ok(NoContent),
             Err(StoreError::NotFound) => Err(self.unknown(name)),
             Err(error) => Err(error.into()),

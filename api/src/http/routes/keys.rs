@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use callboard_runtime::{id::KeyId, store::api_keys};
+use callboard_runtime::{
+    id::KeyId,
+    store::{
+        LIMIT_MAX,
+        api_keys::{self, ApiKey, NewApiKey},
+    },
+};
 use chrono::{DateTime, Utc};
 use poem_openapi::{
     Object, OpenApi,
@@ -148,7 +154,7 @@ fn check_grant(caller: &Caller, scopes: &[String]) -> ApiResult<()> {
 impl Operations {
     /// List keys
     ///
-    /// Oldest first, without revoked ones. Scope `keys:write`.
+    /// Newest first, without revoked ones. Scope `keys:write`.
     #[oai(path = "/", method = "get", operation_id = "list_keys")]
     async fn list(
         &self,
@@ -158,13 +164,11 @@ impl Operations {
     ) -> ApiResult<Found<KeyList>> {
         let mut faults = Faults::default();
         let limit = faults.query("limit", limit.0).unwrap_or_default();
-        let after = faults.query("cursor", cursor.0);
+        let before = faults.query("cursor", cursor.0).map(|cursor| cursor.0);
         faults.check(Some(()))?;
-        let mut rows = api_keys::list(&self.0.app.core.db).await?;
-        rows.retain(|row| after.as_ref().is_none_or(|Cursor(after)| row.id > *after));
-        rows.sort_by_key(|row| row.id);
+        let rows = self.unrevoked(before, limit.0).await?;
         let (page, next_cursor) = answer::page(rows, limit.0, |last| Cursor(last.id).encode());
-        let item = |row: api_keys::ApiKeyRow| KeyListItem {
+        let item = |row: ApiKey| KeyListItem {
             id: row.id.0,
             name: row.name,
             scopes: row.scopes,
@@ -184,10 +188,11 @@ impl Operations {
         let KeyCreate { name, scopes, expires_at } = faults.check(body)?;
         check_grant(&auth.0, &scopes)?;
         let secret = keys::generate();
-        let id = KeyId::new();
-        api_keys::insert(&self.0.app.core.db, id, &name, &auth::hash(&secret), &scopes, expires_at).await?;
+        let key = NewApiKey { id: KeyId::new(), name, hash: auth::hash(&secret).to_vec(), scopes, expires_at };
+        let ApiKey { id, name, scopes, expires_at, .. } = api_keys::insert(&self.0.app.core.db, &key).await?;
         self.0.keys.forget();
-        Ok(Created::new(KeyDetails { id: id.0, name, scopes, expires_at, key: secret }).at(format!("/v1/keys/{id}")))
+        let place = format!("/v1/keys/{id}");
+        Ok(Created::new(KeyDetails { id: id.0, name, scopes, expires_at, key: secret }).at(place))
     }
 
     /// Revoke a key
@@ -200,11 +205,25 @@ impl Operations {
         let id = faults.check(id)?;
         let revoked = api_keys::revoke(&self.0.app.core.db, id).await;
         self.0.keys.forget();
-        match revoked {
-            Ok(()) => Ok(NoContent),
-            Err(callboard_runtime::store::StoreError::NotFound) => Err(ApiError::not_found(format!("There is no key {id}."))),
-            Err(error) => Err(error.into()),
+        if revoked? { Ok(NoContent) } else { Err(ApiError::not_found(format!("There is no key {id}."))) }
+    }
+}
+
+impl Operations {
+    /// One key more than `limit`, if there are as many; the store lists revoked ones too.
+    async fn unrevoked(&self, mut before: Option<KeyId>, limit: usize) -> ApiResult<Vec<ApiKey>> {
+        let mut keys = Vec::new();
+        while keys.len() <= limit {
+            let rows = api_keys::list(&self.0.app.core.db, before, LIMIT_MAX).await?;
+            before = rows.last().map(|row| row.id);
+            let all = (rows.len() as i64) < LIMIT_MAX;
+            keys.extend(rows.into_iter().filter(|row| row.revoked_at.is_none()));
+            if all {
+                break;
+            }
         }
+        keys.truncate(limit + 1);
+        Ok(keys)
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Operations(pub Arc<State>);
 document_types!("Provider", ProviderCreate, ProviderUpdate, ProviderDetails, ProviderListItem, ProviderList);
 
 const KIND: Kind =
-    Kind { name: "Provider", path: "/v1/providers", check, check_enabled: |_, _| Ok(()), changed: |_| {} };
+    Kind { name: "Provider", path: "/v1/providers", check, check_enabled: |_, _| Ok(()) };
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
     Ok(())

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use callboard_agents::sessions::{self as agent, CancelMode, OpenSession, SendMessage, TranscriptRow, TurnResult};
 use callboard_runtime::id::SessionId;
 use chrono::{DateTime, Utc};
-use futures_util::{Stream, StreamExt, future};
+use futures_util::{Stream, StreamExt, future, stream};
 use poem::{
     IntoResponse, Request, Response,
     http::{HeaderMap, StatusCode, header},
@@ -302,12 +302,15 @@ fn of_turn(
     events: impl Stream<Item = agent::StreamEvent> + Send + 'static,
     turn: i64,
 ) -> impl Stream<Item = Event> + Send + 'static {
-    events
-        .skip_while(move |event| future::ready(!(event.name == "turn.started" && event.data["turn"] == turn)))
-        .scan(false, |ended, event| {
-            let go_on = !std::mem::replace(ended, ends_turn(&event.name));
-            future::ready(go_on.then(|| sse::event(Some(event.id), &event.name, &event.data)))
-        })
+    let begun = move |event: &agent::StreamEvent| event.name == "turn.started" && event.data["turn"] == turn;
+    let events = Box::pin(events.skip_while(move |event| future::ready(!begun(event))));
+    // Ended by the last event itself, not by the one after it, which may never come.
+    stream::unfold(Some(events), |events| async {
+        let mut events = events?;
+        let event = events.next().await?;
+        let rest = (!ends_turn(&event.name)).then_some(events);
+        Some((sse::event(Some(event.id), &event.name, &event.data), rest))
+    })
 }
 
 fn ends_turn(name: &str) -> bool {
@@ -499,7 +502,6 @@ fn session_id(id: Path<Param<SessionId>>) -> ApiResult<SessionId> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
     use poem::http::HeaderValue;
     use serde_json::json;
 
@@ -517,8 +519,8 @@ mod tests {
             event(6, "turn.started", json!({ "turn": 2 })),
             event(7, "message.completed", json!({})),
             event(8, "turn.limited", json!({ "turn": 2 })),
-            event(9, "turn.started", json!({ "turn": 3 })),
-        ]);
+        ])
+        .chain(stream::pending());
         let names: Vec<String> = of_turn(events, 2)
             .map(|event| match event {
                 Event::Message { id, event, .. } => format!("{id} {event}"),

@@ -28,7 +28,7 @@ pub struct Operations(pub Arc<State>);
 
 document_types!("Workflow", WorkflowCreate, WorkflowUpdate, WorkflowDetails, WorkflowListItem, WorkflowList);
 
-const KIND: Kind = Kind { name: "Workflow", path: "/v1/workflows", check, check_enabled, changed };
+const KIND: Kind = Kind { name: "Workflow", path: "/v1/workflows", check, check_enabled };
 
 /// Compiles it, and refuses webhooks that another workflow has.
 fn check(state: &State, document: &Document) -> ApiResult<()> {
@@ -44,9 +44,6 @@ fn check_enabled(state: &State, document: &StoredDocument) -> ApiResult<()> {
     }
 }
 
-fn changed(state: &State) {
-    state.hooks.forget();
-}
 
 #[OpenApi(prefix_path = "/v1/workflows", tag = "Tag::Workflows")]
 impl Operations {
