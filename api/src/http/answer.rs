@@ -8,7 +8,9 @@ use poem::{
 };
 use poem_openapi::{
     ApiResponse,
-    registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
+    registry::{
+        MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
+    },
     types::Type,
 };
 use serde::Serialize;
@@ -31,7 +33,10 @@ pub type Accepted<T> = Reply<202, T>;
 impl<const STATUS: u16, T> Reply<STATUS, T> {
     /// With this body.
     pub fn new(body: T) -> Self {
-        Self { body, location: None }
+        Self {
+            body,
+            location: None,
+        }
     }
 
     /// With a `Location`.
@@ -65,14 +70,23 @@ pub fn json_meta<T: Type>(status: u16) -> MetaResponse {
         description: described(status),
         status: Some(status),
         status_range: None,
-        content: vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }],
-        headers: if matches!(status, 201 | 202) { vec![location] } else { vec![] },
+        content: vec![MetaMediaType {
+            content_type: "application/json",
+            schema: T::schema_ref(),
+        }],
+        headers: if matches!(status, 201 | 202) {
+            vec![location]
+        } else {
+            vec![]
+        },
     }
 }
 
 impl<const STATUS: u16, T: Type> ApiResponse for Reply<STATUS, T> {
     fn meta() -> MetaResponses {
-        MetaResponses { responses: vec![json_meta::<T>(STATUS)] }
+        MetaResponses {
+            responses: vec![json_meta::<T>(STATUS)],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -93,7 +107,10 @@ impl<const STATUS: u16, T: Serialize + Send> IntoResponse for Reply<STATUS, T> {
 /// An answer with a JSON body.
 pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(bytes) => Response::builder().status(status).content_type("application/json").body(bytes),
+        Ok(bytes) => Response::builder()
+            .status(status)
+            .content_type("application/json")
+            .body(bytes),
         // Only a map with keys that are no strings does this, and no type here has one.
         Err(error) => ApiError::internal(error).into_response(""),
     }
@@ -132,7 +149,11 @@ impl IntoResponse for NoContent {
 }
 
 /// What stands for itself in a path segment.
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// A path segment, percent-encoded.
 pub fn encode_segment(text: &str) -> String {
@@ -141,7 +162,11 @@ pub fn encode_segment(text: &str) -> String {
 
 /// Cuts `rows`, of which one more than `limit` was asked for, to a page; `cursor` makes the next page's from its last
 /// row. The store gives [`LIMIT_MAX`] rows at most, so behind a full page of that many there may be more.
-pub fn page<R>(mut rows: Vec<R>, limit: usize, cursor: impl FnOnce(&R) -> String) -> (Vec<R>, Option<String>) {
+pub fn page<R>(
+    mut rows: Vec<R>,
+    limit: usize,
+    cursor: impl FnOnce(&R) -> String,
+) -> (Vec<R>, Option<String>) {
     let more = rows.len() > limit || rows.len() as i64 == LIMIT_MAX;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(cursor);
@@ -155,7 +180,10 @@ mod tests {
     #[test]
     fn only_a_full_page_with_more_behind_it_has_a_cursor() {
         let last = |row: &i32| row.to_string();
-        assert_eq!(page(vec![1, 2, 3], 2, last), (vec![1, 2], Some("2".to_owned())));
+        assert_eq!(
+            page(vec![1, 2, 3], 2, last),
+            (vec![1, 2], Some("2".to_owned()))
+        );
         assert_eq!(page(vec![1, 2], 2, last), (vec![1, 2], None));
         assert_eq!(page(vec![], 2, last), (vec![], None));
     }

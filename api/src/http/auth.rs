@@ -64,7 +64,9 @@ pub struct Caller {
 impl Caller {
     /// Whether the key has `scope`. `*` and `admin` have every scope.
     pub fn may(&self, scope: &str) -> bool {
-        self.scopes.iter().any(|held| held == scope || held == "*" || held == "admin")
+        self.scopes
+            .iter()
+            .any(|held| held == scope || held == "*" || held == "admin")
     }
 
     /// # Errors
@@ -104,7 +106,11 @@ struct Entry {
 
 impl Entry {
     fn is_fresh(&self, now: Instant) -> bool {
-        let fresh = if self.caller.is_some() { FRESH } else { FRESH_UNKNOWN };
+        let fresh = if self.caller.is_some() {
+            FRESH
+        } else {
+            FRESH_UNKNOWN
+        };
         now.duration_since(self.checked_at) < fresh
     }
 
@@ -119,9 +125,17 @@ impl Keys {
     /// Looks keys up in `db`. With `no_auth` nobody is asked for one and everybody may do everything.
     pub fn new(db: PgPool, no_auth: bool) -> Self {
         let everyone = no_auth.then(|| {
-            Arc::new(Caller { key: None, name: "anonymous".to_owned(), scopes: vec!["*".to_owned()] })
+            Arc::new(Caller {
+                key: None,
+                name: "anonymous".to_owned(),
+                scopes: vec!["*".to_owned()],
+            })
         });
-        Self { db, everyone, remembered: Mutex::default() }
+        Self {
+            db,
+            everyone,
+            remembered: Mutex::default(),
+        }
     }
 
     /// The key that a request carries. `?key=` counts when `in_query`, which is for event streams only:
@@ -139,7 +153,10 @@ impl Keys {
             None => None,
         };
         let Some(secret) = secret.filter(|secret| secret.len() <= SECRET_MAX) else {
-            return Err(unauthorized("This needs an API key: `Authorization: Bearer KEY`.", "Bearer realm=\"callboard\""));
+            return Err(unauthorized(
+                "This needs an API key: `Authorization: Bearer KEY`.",
+                "Bearer realm=\"callboard\"",
+            ));
         };
         self.find(hash(&secret)).await?.ok_or_else(|| {
             unauthorized(
@@ -183,7 +200,13 @@ impl Keys {
         };
         let entry = Entry {
             expires_at: found.as_ref().and_then(|key| key.expires_at),
-            caller: found.map(|key| Arc::new(Caller { key: Some(key.id), name: key.name, scopes: key.scopes })),
+            caller: found.map(|key| {
+                Arc::new(Caller {
+                    key: Some(key.id),
+                    name: key.name,
+                    scopes: key.scopes,
+                })
+            }),
             checked_at: Instant::now(),
         };
         let caller = entry.caller();
@@ -197,7 +220,9 @@ impl Keys {
     }
 
     fn lock(&self) -> MutexGuard<'_, Remembered> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,12 +235,17 @@ fn bearer(request: &Request) -> Option<&str> {
 
 fn query_key(request: &Request) -> Option<String> {
     let query: Vec<(String, String)> = request.params().ok()?;
-    query.into_iter().find(|(name, value)| name == "key" && !value.is_empty()).map(|(_, value)| value)
+    query
+        .into_iter()
+        .find(|(name, value)| name == "key" && !value.is_empty())
+        .map(|(_, value)| value)
 }
 
 fn unauthorized(detail: &'static str, challenge: &'static str) -> ApiError {
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).header(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static(challenge),
+    )
 }
 
 /// A scope as a type, so that an operation says in its signature what it needs.
@@ -270,14 +300,23 @@ fn register_schemes(registry: &mut Registry) {
     };
     registry.create_security_scheme(
         HEADER_SCHEME,
-        MetaSecurityScheme { scheme: Some("bearer"), ..scheme("http", "An API key with the scope that the operation names.") },
+        MetaSecurityScheme {
+            scheme: Some("bearer"),
+            ..scheme(
+                "http",
+                "An API key with the scope that the operation names.",
+            )
+        },
     );
     registry.create_security_scheme(
         QUERY_SCHEME,
         MetaSecurityScheme {
             name: Some("key"),
             key_in: Some("query"),
-            ..scheme("apiKey", "The same key, for event streams only: browsers cannot send headers with them.")
+            ..scheme(
+                "apiKey",
+                "The same key, for event streams only: browsers cannot send headers with them.",
+            )
         },
     );
 }
@@ -324,7 +363,11 @@ impl<'a, S: Scope> ApiExtractor<'a> for StreamAuth<S> {
         _: &mut RequestBody,
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        State::of(request)?.keys.caller(request, true).await?.require(S::NAME)?;
+        State::of(request)?
+            .keys
+            .caller(request, true)
+            .await?
+            .require(S::NAME)?;
         Ok(Self(PhantomData))
     }
 }
@@ -334,7 +377,11 @@ mod tests {
     use super::*;
 
     fn caller(scopes: &[&str]) -> Caller {
-        Caller { key: None, name: "k".into(), scopes: scopes.iter().map(|&scope| scope.to_owned()).collect() }
+        Caller {
+            key: None,
+            name: "k".into(),
+            scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+        }
     }
 
     #[test]
@@ -349,7 +396,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_names_the_scope() {
-        let error = caller(&[]).require("workflows:run").expect_err("it has no scopes");
+        let error = caller(&[])
+            .require("workflows:run")
+            .expect_err("it has no scopes");
         let response = error.into_response("t");
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         let body: serde_json::Value = response.into_body().into_json().await.expect("it is JSON");
@@ -367,9 +416,17 @@ mod tests {
 
     #[test]
     fn an_expired_key_is_refused_however_fresh() {
-        let entry = |expires_at| Entry { caller: Some(Arc::new(caller(&[]))), expires_at, checked_at: Instant::now() };
+        let entry = |expires_at| Entry {
+            caller: Some(Arc::new(caller(&[]))),
+            expires_at,
+            checked_at: Instant::now(),
+        };
         assert!(entry(None).caller().is_some());
-        assert!(entry(Some(Utc::now() + Duration::from_secs(60))).caller().is_some());
+        assert!(
+            entry(Some(Utc::now() + Duration::from_secs(60)))
+                .caller()
+                .is_some()
+        );
         assert!(entry(Some(Utc::now())).caller().is_none());
     }
 }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use poem::{Body, Request, RequestBody, http::{StatusCode, header}};
+use poem::{
+    Body, Request, RequestBody,
+    http::{StatusCode, header},
+};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +25,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// 413 beyond `max` bytes, 408 when the client is too slow, 400 when it breaks off.
 pub async fn read(request: &Request, body: &mut RequestBody, max: usize) -> ApiResult<Vec<u8>> {
     let body = body.take().map_err(ApiError::internal)?;
-    let announced = request.header(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    let announced = request
+        .header(header::CONTENT_LENGTH)
+        .and_then(|length| length.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max as u64) {
         return Err(too_large(max));
     }
@@ -35,15 +40,25 @@ async fn collect(body: Body, announced: usize, max: usize) -> ApiResult<Vec<u8>>
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
     let end = Instant::now() + READ_TIMEOUT;
     loop {
-        let next = timeout_at(end.min(Instant::now() + PAUSE_MAX), chunks.next()).await.map_err(|_| {
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body did not arrive in time.")
-        })?;
+        let next = timeout_at(end.min(Instant::now() + PAUSE_MAX), chunks.next())
+            .await
+            .map_err(|_| {
+                ApiError::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "request_timeout",
+                    "The body did not arrive in time.",
+                )
+            })?;
         match next {
             None => return Ok(bytes),
             Some(Ok(chunk)) if bytes.len() + chunk.len() > max => return Err(too_large(max)),
             Some(Ok(chunk)) => bytes.extend_from_slice(&chunk),
             Some(Err(_)) => {
-                return Err(ApiError::new(StatusCode::BAD_REQUEST, "incomplete_body", "The body broke off."));
+                return Err(ApiError::new(
+                    StatusCode::BAD_REQUEST,
+                    "incomplete_body",
+                    "The body broke off.",
+                ));
             }
         }
     }
@@ -80,7 +95,12 @@ impl ContentType {
     }
 
     fn parse(text: &str) -> Self {
-        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let essence = text
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         match essence.as_str() {
             "application/json" | "text/json" => Self::Json,
             "application/yaml" | "application/x-yaml" | "text/yaml" | "text/x-yaml" => Self::Yaml,
@@ -108,19 +128,31 @@ pub fn unsupported(request: &Request, supported: &str) -> ApiError {
 /// One fault of type `json_invalid` with the place in characters: a syntax error, or depth beyond [`DEPTH_MAX`].
 pub fn json(bytes: &[u8]) -> Result<Value, Fault> {
     if let Some(offset) = too_deep(bytes) {
-        return Err(json_invalid(bytes, offset, &format!("nested deeper than {DEPTH_MAX}")));
+        return Err(json_invalid(
+            bytes,
+            offset,
+            &format!("nested deeper than {DEPTH_MAX}"),
+        ));
     }
     serde_json::from_slice(bytes).map_err(|error| {
         let offset = offset_of(bytes, error.line(), error.column());
         let text = error.to_string();
-        let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+        let reason = text
+            .rsplit_once(" at line ")
+            .map_or(text.as_str(), |(reason, _)| reason);
         json_invalid(bytes, offset, reason)
     })
 }
 
 fn json_invalid(bytes: &[u8], offset: usize, reason: &str) -> Fault {
-    let characters = String::from_utf8_lossy(&bytes[..offset.min(bytes.len())]).chars().count();
-    let mut fault = Fault::new([Value::from("body"), characters.into()], "json_invalid", "JSON decode error");
+    let characters = String::from_utf8_lossy(&bytes[..offset.min(bytes.len())])
+        .chars()
+        .count();
+    let mut fault = Fault::new(
+        [Value::from("body"), characters.into()],
+        "json_invalid",
+        "JSON decode error",
+    );
     fault.ctx = Some(json!({ "error": reason }));
     fault
 }
@@ -166,8 +198,12 @@ fn too_deep(bytes: &[u8]) -> Option<usize> {
 pub fn is_too_deep(value: &Value) -> bool {
     fn deeper_than(value: &Value, rest: usize) -> bool {
         match value {
-            Value::Array(elements) => rest == 0 || elements.iter().any(|value| deeper_than(value, rest - 1)),
-            Value::Object(members) => rest == 0 || members.values().any(|value| deeper_than(value, rest - 1)),
+            Value::Array(elements) => {
+                rest == 0 || elements.iter().any(|value| deeper_than(value, rest - 1))
+            }
+            Value::Object(members) => {
+                rest == 0 || members.values().any(|value| deeper_than(value, rest - 1))
+            }
             _ => false,
         }
     }
@@ -217,8 +253,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_larger_than_the_bound_is_refused() {
-        assert_eq!(collect(Body::from("12345"), 0, 5).await.expect("it fits"), b"12345");
-        let error = collect(Body::from("123456"), 0, 5).await.expect_err("it is too large");
+        assert_eq!(
+            collect(Body::from("12345"), 0, 5).await.expect("it fits"),
+            b"12345"
+        );
+        let error = collect(Body::from("123456"), 0, 5)
+            .await
+            .expect_err("it is too large");
         assert_eq!(error.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 }

@@ -9,7 +9,9 @@ use poem::{
     error::{MethodNotAllowedError, NotFoundError},
     http::{HeaderName, HeaderValue, StatusCode, Uri, header},
 };
-use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError};
+use poem_openapi::error::{
+    ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
+};
 use tracing::Instrument;
 
 use super::{
@@ -45,7 +47,11 @@ impl Front {
             .nest_no_strip("/", service)
             .map_to_response()
             .boxed();
-        Self { state, routes, operations }
+        Self {
+            state,
+            routes,
+            operations,
+        }
     }
 
     /// Everything that is not an answer of a handler becomes one here, so that clients meet one shape of errors.
@@ -71,16 +77,34 @@ impl Front {
                 Err(_) => refusal,
             }
         } else if let Some(error) = error.downcast_ref::<ParsePathError>() {
-            ApiError::invalid(vec![Fault::new(["path", error.name], "value_error", &error.reason)])
+            ApiError::invalid(vec![Fault::new(
+                ["path", error.name],
+                "value_error",
+                &error.reason,
+            )])
         } else if let Some(error) = error.downcast_ref::<ParseParamError>() {
-            ApiError::invalid(vec![Fault::new(["query", error.name], "value_error", &error.reason)])
+            ApiError::invalid(vec![Fault::new(
+                ["query", error.name],
+                "value_error",
+                &error.reason,
+            )])
         } else if let Some(error) = error.downcast_ref::<ParseRequestPayloadError>() {
             ApiError::invalid(vec![Fault::new(["body"], "value_error", &error.reason)])
         } else if error.is::<ContentTypeError>() {
-            ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The content type is not supported here.")
+            ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "The content type is not supported here.",
+            )
         } else if error.status().is_client_error() {
             let status = error.status();
-            ApiError::new(status, "bad_request", status.canonical_reason().unwrap_or("The request is not valid."))
+            ApiError::new(
+                status,
+                "bad_request",
+                status
+                    .canonical_reason()
+                    .unwrap_or("The request is not valid."),
+            )
         } else {
             ApiError::internal(error.to_string())
         })
@@ -90,7 +114,9 @@ impl Front {
         let uri = request.uri().clone();
         // A handler holds no lock across a panic that others would wait for, and what it shares is either
         // atomic or behind a mutex whose poison is ignored because every change under it is complete.
-        let answered = AssertUnwindSafe(self.routes.call(request)).catch_unwind().await;
+        let answered = AssertUnwindSafe(self.routes.call(request))
+            .catch_unwind()
+            .await;
         match answered {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => match self.refusal(error, &uri) {
@@ -121,7 +147,10 @@ impl Endpoint for Front {
         request.extensions_mut().insert(trace_id.clone());
         request.extensions_mut().insert(self.state.clone());
         let in_flight = self.state.metrics.begin();
-        let mut response = self.answer(request, &trace_id).instrument(span.clone()).await;
+        let mut response = self
+            .answer(request, &trace_id)
+            .instrument(span.clone())
+            .await;
         drop(in_flight);
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);

@@ -48,7 +48,10 @@ impl Faults {
         let value = headers.get(name)?;
         let parsed = match value.to_str() {
             Ok(text) => T::parse(text),
-            Err(_) => Err(Wrong::new("string_unicode", "Input should be a valid string")),
+            Err(_) => Err(Wrong::new(
+                "string_unicode",
+                "Input should be a valid string",
+            )),
         };
         self.take("header", name, Param(parsed))
     }
@@ -98,7 +101,10 @@ pub struct Wrong {
 impl Wrong {
     /// `kind` and `msg` as Pydantic 2 has them.
     pub fn new(kind: &'static str, msg: impl Into<String>) -> Self {
-        Self { kind, msg: msg.into() }
+        Self {
+            kind,
+            msg: msg.into(),
+        }
     }
 }
 
@@ -171,7 +177,10 @@ impl ParamType for String {
 
 impl ParamType for i64 {
     fn schema() -> MetaSchema {
-        MetaSchema { minimum: Some(0.0), ..MetaSchema::new_with_format("integer", "int64") }
+        MetaSchema {
+            minimum: Some(0.0),
+            ..MetaSchema::new_with_format("integer", "int64")
+        }
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
@@ -185,12 +194,14 @@ fn integer(text: &str, min: i64, max: i64) -> Result<i64, Wrong> {
             "int_parsing",
             "Input should be a valid integer, unable to parse string as an integer",
         )),
-        Ok(number) if number < min => {
-            Err(Wrong::new("greater_than_equal", format!("Input should be greater than or equal to {min}")))
-        }
-        Ok(number) if number > max => {
-            Err(Wrong::new("less_than_equal", format!("Input should be less than or equal to {max}")))
-        }
+        Ok(number) if number < min => Err(Wrong::new(
+            "greater_than_equal",
+            format!("Input should be greater than or equal to {min}"),
+        )),
+        Ok(number) if number > max => Err(Wrong::new(
+            "less_than_equal",
+            format!("Input should be less than or equal to {max}"),
+        )),
         Ok(number) => Ok(number),
     }
 }
@@ -241,14 +252,22 @@ impl<T: FromStr + Send + Sync> ParamType for Cursor<T> {
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok())
             .map(Self)
-            .ok_or_else(|| Wrong::new("value_error", "Value error, this is not a cursor from `next_cursor`"))
+            .ok_or_else(|| {
+                Wrong::new(
+                    "value_error",
+                    "Value error, this is not a cursor from `next_cursor`",
+                )
+            })
     }
 }
 
 impl ParamType for ExecutionStatus {
     fn schema() -> MetaSchema {
         MetaSchema {
-            enum_items: STATUSES.iter().map(|status| status.as_str().into()).collect(),
+            enum_items: STATUSES
+                .iter()
+                .map(|status| status.as_str().into())
+                .collect(),
             ..MetaSchema::new("string")
         }
     }
@@ -271,7 +290,9 @@ const STATUSES: [ExecutionStatus; 6] = [
 pub fn one_of(choices: &[&str]) -> String {
     let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
     match quoted.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("Input should be {} or {last}", rest.join(", ")),
+        Some((last, rest)) if !rest.is_empty() => {
+            format!("Input should be {} or {last}", rest.join(", "))
+        }
         _ => format!("Input should be {}", quoted.concat()),
     }
 }
@@ -286,7 +307,10 @@ impl ParamType for DateTime<Utc> {
         DateTime::parse_from_rfc3339(&text.replace(' ', "+"))
             .map(|time| time.to_utc())
             .map_err(|error| {
-                Wrong::new("datetime_from_date_parsing", format!("Input should be a valid datetime or date, {error}"))
+                Wrong::new(
+                    "datetime_from_date_parsing",
+                    format!("Input should be a valid datetime or date, {error}"),
+                )
             })
     }
 }
@@ -296,14 +320,24 @@ pub struct IdempotencyKey(pub String);
 
 impl ParamType for IdempotencyKey {
     fn schema() -> MetaSchema {
-        MetaSchema { min_length: Some(1), max_length: Some(255), ..MetaSchema::new("string") }
+        MetaSchema {
+            min_length: Some(1),
+            max_length: Some(255),
+            ..MetaSchema::new("string")
+        }
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
         match text.len() {
-            0 => Err(Wrong::new("string_too_short", "String should have at least 1 character")),
+            0 => Err(Wrong::new(
+                "string_too_short",
+                "String should have at least 1 character",
+            )),
             1..=255 => Ok(Self(text.to_owned())),
-            _ => Err(Wrong::new("string_too_long", "String should have at most 255 characters")),
+            _ => Err(Wrong::new(
+                "string_too_long",
+                "String should have at most 255 characters",
+            )),
         }
     }
 }
@@ -332,7 +366,10 @@ impl<'a, T: BodyType> ApiExtractor<'a> for Body<T> {
     fn request_meta() -> Option<MetaRequest> {
         Some(MetaRequest {
             description: None,
-            content: vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }],
+            content: vec![MetaMediaType {
+                content_type: "application/json",
+                schema: T::schema_ref(),
+            }],
             required: !T::OPTIONAL,
         })
     }
@@ -344,12 +381,20 @@ impl<'a, T: BodyType> ApiExtractor<'a> for Body<T> {
     ) -> poem::Result<Self> {
         let bytes = body::read(request, body, State::of(request)?.max_body).await?;
         if bytes.is_empty() {
-            return Ok(Self(if T::OPTIONAL { Fields::read(Value::Object(Map::new())) } else { Err(vec![missing()]) }));
+            return Ok(Self(if T::OPTIONAL {
+                Fields::read(Value::Object(Map::new()))
+            } else {
+                Err(vec![missing()])
+            }));
         }
         if ContentType::of(request) != ContentType::Json {
             return Err(body::unsupported(request, "application/json").into());
         }
-        Ok(Self(body::json(&bytes).map_err(|fault| vec![fault]).and_then(Fields::read)))
+        Ok(Self(
+            body::json(&bytes)
+                .map_err(|fault| vec![fault])
+                .and_then(Fields::read),
+        ))
     }
 }
 
@@ -374,7 +419,10 @@ impl Fields {
                 "Input should be a valid dictionary or object to extract fields from",
             )]);
         };
-        let mut fields = Self { members, faults: Vec::new() };
+        let mut fields = Self {
+            members,
+            faults: Vec::new(),
+        };
         let value = T::read(&mut fields);
         for name in fields.members.keys() {
             fields.faults.push(Fault::new(
@@ -383,7 +431,9 @@ impl Fields {
                 "Extra inputs are not permitted",
             ));
         }
-        value.filter(|_| fields.faults.is_empty()).ok_or(fields.faults)
+        value
+            .filter(|_| fields.faults.is_empty())
+            .ok_or(fields.faults)
     }
 
     /// A member as it is, `null` included.
@@ -409,12 +459,15 @@ impl Fields {
     }
 
     fn typed<T: FieldType>(&mut self, name: &str, value: Value) -> Option<T> {
-        T::from_json(value).map_err(|wrong| self.fault(name, wrong)).ok()
+        T::from_json(value)
+            .map_err(|wrong| self.fault(name, wrong))
+            .ok()
     }
 
     /// Notes that a member is wrong.
     pub fn fault(&mut self, name: &str, wrong: Wrong) {
-        self.faults.push(Fault::new(["body", name], wrong.kind, wrong.msg));
+        self.faults
+            .push(Fault::new(["body", name], wrong.kind, wrong.msg));
     }
 
     /// Notes that an element of a member is wrong.
@@ -444,7 +497,9 @@ impl FieldType for String {
 
 impl FieldType for bool {
     fn from_json(value: Value) -> Result<Self, Wrong> {
-        value.as_bool().ok_or_else(|| Wrong::new("bool_type", "Input should be a valid boolean"))
+        value
+            .as_bool()
+            .ok_or_else(|| Wrong::new("bool_type", "Input should be a valid boolean"))
     }
 }
 
@@ -470,7 +525,10 @@ impl FieldType for DateTime<Utc> {
     fn from_json(value: Value) -> Result<Self, Wrong> {
         match value.as_str() {
             Some(text) => <Self as ParamType>::parse(text),
-            None => Err(Wrong::new("datetime_type", "Input should be a valid datetime")),
+            None => Err(Wrong::new(
+                "datetime_type",
+                "Input should be a valid datetime",
+            )),
         }
     }
 }
@@ -491,14 +549,25 @@ mod tests {
 
     impl BodyType for Sample {
         fn read(fields: &mut Fields) -> Option<Self> {
-            let (name, count, on) = (fields.required("name"), fields.optional("count"), fields.required("on"));
-            Some(Self { name: name?, count, on: on? })
+            let (name, count, on) = (
+                fields.required("name"),
+                fields.optional("count"),
+                fields.required("on"),
+            );
+            Some(Self {
+                name: name?,
+                count,
+                on: on?,
+            })
         }
     }
 
     fn kinds(value: Value) -> Vec<(Vec<Value>, String)> {
         let faults = Fields::read::<Sample>(value).expect_err("it has faults");
-        faults.into_iter().map(|fault| (fault.loc, fault.kind)).collect()
+        faults
+            .into_iter()
+            .map(|fault| (fault.loc, fault.kind))
+            .collect()
     }
 
     #[test]
@@ -507,19 +576,34 @@ mod tests {
         let at = |name: &str, kind: &str| (vec!["body".into(), name.into()], kind.to_owned());
         assert_eq!(
             found,
-            [at("name", "missing"), at("count", "int_type"), at("on", "bool_type"), at("more", "extra_forbidden")]
+            [
+                at("name", "missing"),
+                at("count", "int_type"),
+                at("on", "bool_type"),
+                at("more", "extra_forbidden")
+            ]
         );
     }
 
     #[test]
     fn a_body_that_is_no_object_is_one_fault() {
-        assert_eq!(kinds(json!([1])), [(vec!["body".into()], "model_attributes_type".to_owned())]);
+        assert_eq!(
+            kinds(json!([1])),
+            [(vec!["body".into()], "model_attributes_type".to_owned())]
+        );
     }
 
     #[test]
     fn null_counts_as_absent_where_absence_is_allowed() {
         let read = Fields::read::<Sample>(json!({ "name": "a", "count": null, "on": true }));
-        assert_eq!(read, Ok(Sample { name: "a".into(), count: None, on: true }));
+        assert_eq!(
+            read,
+            Ok(Sample {
+                name: "a".into(),
+                count: None,
+                on: true
+            })
+        );
     }
 
     #[test]
@@ -531,9 +615,17 @@ mod tests {
         assert_eq!(wrong("1000"), None);
         let wrong = <ExecutionId as ParamType>::parse("nope").expect_err("it is no id");
         assert_eq!(wrong.kind, "uuid_parsing");
-        assert!(wrong.msg.starts_with("Input should be a valid UUID, "), "{}", wrong.msg);
+        assert!(
+            wrong.msg.starts_with("Input should be a valid UUID, "),
+            "{}",
+            wrong.msg
+        );
         let wrong = <ExecutionStatus as ParamType>::parse("done").expect_err("it is no status");
-        assert!(wrong.msg.ends_with("'failed' or 'cancelled'"), "{}", wrong.msg);
+        assert!(
+            wrong.msg.ends_with("'failed' or 'cancelled'"),
+            "{}",
+            wrong.msg
+        );
     }
 
     #[test]

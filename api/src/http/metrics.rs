@@ -7,11 +7,15 @@ use std::{
 };
 
 /// Upper bounds of the histogram of durations, in microseconds.
-const BUCKETS_US: [u64; 12] =
-    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+const BUCKETS_US: [u64; 12] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+    30_000_000,
+];
 /// Statuses that are counted apart; any other counts with the last.
-const STATUSES: [u16; 20] =
-    [200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 0];
+const STATUSES: [u16; 20] = [
+    200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504,
+    0,
+];
 
 /// Which kind of route answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +75,10 @@ impl Metrics {
     /// Counts an answer. For streams `elapsed` ends with the headers.
     pub fn answered(&self, kind: RouteKind, status: u16, elapsed: Duration) {
         let counters = &self.kinds[kind as usize];
-        let status = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
+        let status = STATUSES
+            .iter()
+            .position(|known| *known == status)
+            .unwrap_or(STATUSES.len() - 1);
         counters.by_status[status].fetch_add(1, Relaxed);
         let us = elapsed.as_micros() as u64;
         if let Some(bucket) = BUCKETS_US.iter().position(|bound| us <= *bound) {
@@ -88,35 +95,67 @@ impl Metrics {
 
     /// Writes everything in the text format of Prometheus.
     pub fn write(&self, out: &mut Exposition) {
-        out.family("callboard_http_requests_total", "counter", "Answers by kind of route and status.");
+        out.family(
+            "callboard_http_requests_total",
+            "counter",
+            "Answers by kind of route and status.",
+        );
         for kind in RouteKind::ALL {
             for (status, count) in STATUSES.iter().zip(&self.kinds[kind as usize].by_status) {
                 let count = count.load(Relaxed);
                 if count > 0 {
-                    let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
-                    out.sample(&format!("{{route=\"{}\",status=\"{status}\"}}", kind.as_str()), count);
+                    let status = if *status == 0 {
+                        "other".to_owned()
+                    } else {
+                        status.to_string()
+                    };
+                    out.sample(
+                        &format!("{{route=\"{}\",status=\"{status}\"}}", kind.as_str()),
+                        count,
+                    );
                 }
             }
         }
         self.write_durations(out);
-        out.gauge("callboard_http_requests_in_flight", "Requests being answered.", self.in_flight.load(Relaxed));
-        out.counter("callboard_http_panics_total", "Handlers that panicked.", self.panics.load(Relaxed));
+        out.gauge(
+            "callboard_http_requests_in_flight",
+            "Requests being answered.",
+            self.in_flight.load(Relaxed),
+        );
+        out.counter(
+            "callboard_http_panics_total",
+            "Handlers that panicked.",
+            self.panics.load(Relaxed),
+        );
     }
 
     fn write_durations(&self, out: &mut Exposition) {
         const NAME: &str = "callboard_http_request_duration_seconds";
-        out.family(NAME, "histogram", "Time to the answer, of streams to its headers.");
+        out.family(
+            NAME,
+            "histogram",
+            "Time to the answer, of streams to its headers.",
+        );
         for kind in RouteKind::ALL {
             let (counters, route) = (&self.kinds[kind as usize], kind.as_str());
             let mut below = 0;
             for (bound, bucket) in BUCKETS_US.iter().zip(&counters.buckets) {
                 below += bucket.load(Relaxed);
                 let bound = *bound as f64 / 1e6;
-                out.named(&format!("{NAME}_bucket{{route=\"{route}\",le=\"{bound}\"}}"), below);
+                out.named(
+                    &format!("{NAME}_bucket{{route=\"{route}\",le=\"{bound}\"}}"),
+                    below,
+                );
             }
             let count = counters.count.load(Relaxed);
-            out.named(&format!("{NAME}_bucket{{route=\"{route}\",le=\"+Inf\"}}"), count);
-            out.named(&format!("{NAME}_sum{{route=\"{route}\"}}"), counters.sum_us.load(Relaxed) as f64 / 1e6);
+            out.named(
+                &format!("{NAME}_bucket{{route=\"{route}\",le=\"+Inf\"}}"),
+                count,
+            );
+            out.named(
+                &format!("{NAME}_sum{{route=\"{route}\"}}"),
+                counters.sum_us.load(Relaxed) as f64 / 1e6,
+            );
             out.named(&format!("{NAME}_count{{route=\"{route}\"}}"), count);
         }
     }
@@ -187,7 +226,11 @@ mod tests {
     fn what_was_counted_is_written() {
         let metrics = Metrics::default();
         let in_flight = metrics.begin();
-        metrics.answered(RouteKind::of("/hooks/leads"), 200, Duration::from_micros(700));
+        metrics.answered(
+            RouteKind::of("/hooks/leads"),
+            200,
+            Duration::from_micros(700),
+        );
         metrics.answered(RouteKind::of("/hooks/leads"), 418, Duration::from_secs(60));
         let mut out = Exposition::default();
         metrics.write(&mut out);
@@ -201,7 +244,10 @@ mod tests {
             "callboard_http_request_duration_seconds_bucket{route=\"hooks\",le=\"+Inf\"} 2",
             "callboard_http_requests_in_flight 1",
         ] {
-            assert!(text.lines().any(|written| written == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|written| written == line),
+                "{line} is missing in\n{text}"
+            );
         }
         assert_eq!(metrics.in_flight.load(Relaxed), 0);
     }

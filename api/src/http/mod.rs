@@ -60,7 +60,13 @@ pub struct ServeOptions {
 /// # Errors
 /// When the listener breaks for good.
 pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
-    let ServeOptions { listener, no_auth, max_body, shutdown, drain_timeout } = options;
+    let ServeOptions {
+        listener,
+        no_auth,
+        max_body,
+        shutdown,
+        drain_timeout,
+    } = options;
     let state = State::new(app, no_auth, max_body, shutdown.clone());
     server::run(listener, front::Front::new(state), shutdown, drain_timeout).await
 }
@@ -93,12 +99,19 @@ impl State {
 
     /// The state that [`front::Front`] put beside the request.
     fn of(request: &Request) -> ApiResult<&Arc<Self>> {
-        request.extensions().get().ok_or_else(|| ApiError::internal("a request came past the front"))
+        request
+            .extensions()
+            .get()
+            .ok_or_else(|| ApiError::internal("a request came past the front"))
     }
 
     /// # Errors
     /// 503 when the host is stopping: what is started now would be handed over at once.
     fn takes_work(&self) -> ApiResult<()> {
-        if self.shutdown.is_cancelled() { Err(ApiError::draining()) } else { Ok(()) }
+        if self.shutdown.is_cancelled() {
+            Err(ApiError::draining())
+        } else {
+            Ok(())
+        }
     }
 }

@@ -31,7 +31,11 @@ impl Docs {
     /// Answers the document as JSON.
     pub fn document(&self) -> impl Endpoint + 'static {
         let text = self.document.to_string();
-        make_sync(move |_| Response::builder().content_type("application/json").body(text.clone()))
+        make_sync(move |_| {
+            Response::builder()
+                .content_type("application/json")
+                .body(text.clone())
+        })
     }
 
     /// Answers a page to read it on and to try it out.
@@ -55,8 +59,14 @@ impl Docs {
 fn page(document: &str) -> (String, String) {
     let empty = OpenApiService::new((), "", "");
     // Inside a script element the text must not end the element.
-    let html = empty.swagger_ui_html().replace(&empty.spec(), &document.replace("</", "<\\/"));
-    let html = html.replacen("<title>Swagger UI</title>", "<title>Callboard API</title>", 1);
+    let html = empty
+        .swagger_ui_html()
+        .replace(&empty.spec(), &document.replace("</", "<\\/"));
+    let html = html.replacen(
+        "<title>Swagger UI</title>",
+        "<title>Callboard API</title>",
+        1,
+    );
     let hashes: String = inline_scripts(&html)
         .map(|script| format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(script))))
         .collect();
@@ -77,7 +87,10 @@ fn inline_scripts(html: &str) -> impl Iterator<Item = &str> {
 
 /// Optional members of our answers are present as `null`; the generator does not say so.
 fn say_what_may_be_null(document: &mut Value) {
-    let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) else {
+    let Some(schemas) = document
+        .pointer_mut("/components/schemas")
+        .and_then(Value::as_object_mut)
+    else {
         return;
     };
     for schema in schemas.values_mut() {
@@ -86,11 +99,16 @@ fn say_what_may_be_null(document: &mut Value) {
             continue;
         };
         for (name, property) in properties {
-            if required.as_array().is_some_and(|names| names.contains(&json!(name))) {
+            if required
+                .as_array()
+                .is_some_and(|names| names.contains(&json!(name)))
+            {
                 continue;
             }
             match property.get("$ref").cloned() {
-                Some(reference) => *property = json!({ "nullable": true, "allOf": [{ "$ref": reference }] }),
+                Some(reference) => {
+                    *property = json!({ "nullable": true, "allOf": [{ "$ref": reference }] })
+                }
                 None if property.get("type").is_some() => property["nullable"] = true.into(),
                 None => {}
             }
@@ -122,12 +140,24 @@ fn add_hooks(document: &mut Value) {
             },
         });
         for (status, description) in [
-            ("401", "No key, or not a valid one."), ("403", "The key lacks a scope, which `scope` names."),
-            ("404", "No workflow claims this path and method."), ("409", "The idempotency key was used with another body, or the execution was cancelled."),
-            ("413", "The body is too large."), ("415", "The content type is not supported."), ("429", "Too much is running."),
-            ("500", "The execution failed; `execution_id` says which."), ("503", "The host is stopping, or its database does not answer."),
+            ("401", "No key, or not a valid one."),
+            ("403", "The key lacks a scope, which `scope` names."),
+            ("404", "No workflow claims this path and method."),
+            (
+                "409",
+                "The idempotency key was used with another body, or the execution was cancelled.",
+            ),
+            ("413", "The body is too large."),
+            ("415", "The content type is not supported."),
+            ("429", "Too much is running."),
+            ("500", "The execution failed; `execution_id` says which."),
+            (
+                "503",
+                "The host is stopping, or its database does not answer.",
+            ),
         ] {
-            operation["responses"][status] = json!({ "description": description, "content": problem });
+            operation["responses"][status] =
+                json!({ "description": description, "content": problem });
         }
         operation["responses"]["422"] = json!({ "description": "The body does not fit the workflow's `input_schema`.", "content": faults });
         if !matches!(method, "get" | "delete") {
@@ -139,8 +169,10 @@ fn add_hooks(document: &mut Value) {
         }
         operation
     };
-    let operations: Map<String, Value> =
-        ["get", "post", "put", "patch", "delete"].iter().map(|method| ((*method).to_owned(), operation(method))).collect();
+    let operations: Map<String, Value> = ["get", "post", "put", "patch", "delete"]
+        .iter()
+        .map(|method| ((*method).to_owned(), operation(method)))
+        .collect();
     if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
         paths.insert("/hooks/{path}".to_owned(), operations.into());
     }
@@ -175,7 +207,12 @@ impl Operations {
             })
             .collect();
         // Fixed segments win over parameters.
-        all.sort_by_key(|(segments, _)| segments.iter().filter(|segment| **segment == Segment::Any).count());
+        all.sort_by_key(|(segments, _)| {
+            segments
+                .iter()
+                .filter(|segment| **segment == Segment::Any)
+                .count()
+        });
         Self(all)
     }
 
@@ -184,19 +221,32 @@ impl Operations {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let fits = |segments: &[Segment]| {
             segments.len() == parts.len()
-                && segments.iter().zip(&parts).all(|(segment, part)| match segment {
-                    Segment::Fixed(text) => text == part,
-                    Segment::Any => true,
-                })
+                && segments
+                    .iter()
+                    .zip(&parts)
+                    .all(|(segment, part)| match segment {
+                        Segment::Fixed(text) => text == part,
+                        Segment::Any => true,
+                    })
         };
-        self.0.iter().find(|(segments, _)| fits(segments)).map(|(_, methods)| methods.clone()).unwrap_or_default()
+        self.0
+            .iter()
+            .find(|(segments, _)| fits(segments))
+            .map(|(_, methods)| methods.clone())
+            .unwrap_or_default()
     }
 }
 
 fn segments(path: &str) -> Vec<Segment> {
     path.trim_matches('/')
         .split('/')
-        .map(|part| if part.starts_with('{') { Segment::Any } else { Segment::Fixed(part.to_owned()) })
+        .map(|part| {
+            if part.starts_with('{') {
+                Segment::Any
+            } else {
+                Segment::Fixed(part.to_owned())
+            }
+        })
         .collect()
 }
 
@@ -218,8 +268,14 @@ mod tests {
     #[test]
     fn the_page_runs_no_script_but_its_own() {
         let (html, policy) = page(r#"{"info":{"title":"</script><script>alert(1)"}}"#);
-        assert_eq!(inline_scripts(&html).count(), policy.matches("'sha256-").count());
-        assert!(html.contains(r"<\/script><script>alert(1)"), "the document is in the page, and harmless");
+        assert_eq!(
+            inline_scripts(&html).count(),
+            policy.matches("'sha256-").count()
+        );
+        assert!(
+            html.contains(r"<\/script><script>alert(1)"),
+            "the document is in the page, and harmless"
+        );
         assert!(!policy.contains("script-src 'unsafe-inline'"));
     }
 
@@ -229,11 +285,14 @@ mod tests {
             "a": { "type": "string" }, "b": { "type": "string" }, "c": { "$ref": "#/x" }, "d": {},
         } } } } });
         say_what_may_be_null(&mut document);
-        assert_eq!(document["components"]["schemas"]["A"]["properties"], json!({
-            "a": { "type": "string" },
-            "b": { "type": "string", "nullable": true },
-            "c": { "nullable": true, "allOf": [{ "$ref": "#/x" }] },
-            "d": {},
-        }));
+        assert_eq!(
+            document["components"]["schemas"]["A"]["properties"],
+            json!({
+                "a": { "type": "string" },
+                "b": { "type": "string", "nullable": true },
+                "c": { "nullable": true, "allOf": [{ "$ref": "#/x" }] },
+                "d": {},
+            })
+        );
     }
 }

@@ -7,7 +7,10 @@ use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
 use callboard_agents::sessions::SessionError;
 use callboard_runtime::{
-    document, executions::{ActionError, StartError}, schema::Violation, store::StoreError,
+    document,
+    executions::{ActionError, StartError},
+    schema::Violation,
+    store::StoreError,
 };
 use poem::{
     Response,
@@ -82,7 +85,9 @@ impl From<&Violation> for Fault {
 impl From<&document::Fault> for Fault {
     fn from(fault: &document::Fault) -> Self {
         let mut this = Self::in_body(&fault.path, fault.kind, &fault.message);
-        this.ctx = fault.position.map(|(line, column)| json!({ "line": line, "column": column }));
+        this.ctx = fault
+            .position
+            .map(|(line, column)| json!({ "line": line, "column": column }));
         this
     }
 }
@@ -157,7 +162,11 @@ impl ApiError {
     /// A request with faults; there must be one.
     pub fn invalid(faults: Vec<Fault>) -> Self {
         debug_assert!(!faults.is_empty(), "a refusal names a fault");
-        let mut this = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request is not valid.");
+        let mut this = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_request",
+            "The request is not valid.",
+        );
         this.0.faults = faults;
         this
     }
@@ -190,7 +199,11 @@ impl ApiError {
 
     /// The host is stopping.
     pub fn draining() -> Self {
-        Self::unavailable("draining", "This host is stopping and starts nothing new.", Duration::from_secs(1))
+        Self::unavailable(
+            "draining",
+            "This host is stopping and starts nothing new.",
+            Duration::from_secs(1),
+        )
     }
 
     /// Too much is running.
@@ -226,16 +239,29 @@ impl ApiError {
 
     /// The answer. Logs what only the operator may know.
     pub fn into_response(self, trace_id: &str) -> Response {
-        let Inner { status, code, detail, members, faults, headers, cause } = *self.0;
+        let Inner {
+            status,
+            code,
+            detail,
+            members,
+            faults,
+            headers,
+            cause,
+        } = *self.0;
         if status.is_server_error() {
             match &cause {
-                Some(cause) => tracing::error!(trace_id, %status, %code, cause = %Chain(cause.as_ref()), "request failed"),
+                Some(cause) => {
+                    tracing::error!(trace_id, %status, %code, cause = %Chain(cause.as_ref()), "request failed")
+                }
                 None => tracing::warn!(trace_id, %status, %code, %detail, "request failed"),
             }
         }
         let (content_type, body) = if faults.is_empty() {
             let mut problem = Map::new();
-            problem.insert("title".into(), status.canonical_reason().unwrap_or("Error").into());
+            problem.insert(
+                "title".into(),
+                status.canonical_reason().unwrap_or("Error").into(),
+            );
             problem.insert("status".into(), status.as_u16().into());
             problem.insert("detail".into(), detail.into());
             problem.insert("code".into(), code.into());
@@ -245,7 +271,10 @@ impl ApiError {
         } else {
             ("application/json", json!({ "detail": faults }))
         };
-        let mut response = Response::builder().status(status).content_type(content_type).body(body.to_string());
+        let mut response = Response::builder()
+            .status(status)
+            .content_type(content_type)
+            .body(body.to_string());
         for (name, value) in headers {
             response.headers_mut().append(name, value);
         }
@@ -270,7 +299,11 @@ impl fmt::Display for Chain<'_> {
 
 impl fmt::Debug for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {} {:?}", self.0.status, self.0.code, self.0.detail, self.0.faults)
+        write!(
+            f,
+            "{} {}: {} {:?}",
+            self.0.status, self.0.code, self.0.detail, self.0.faults
+        )
     }
 }
 
@@ -316,8 +349,13 @@ impl From<StoreError> for ApiError {
 impl From<StartError> for ApiError {
     fn from(error: StartError) -> Self {
         match error {
-            StartError::UnknownWorkflow(name) => Self::not_found(format!("There is no workflow `{name}`, or not in that version.")),
-            StartError::Disabled(name) => Self::conflict("workflow_disabled", format!("Workflow `{name}` is disabled.")),
+            StartError::UnknownWorkflow(name) => Self::not_found(format!(
+                "There is no workflow `{name}`, or not in that version."
+            )),
+            StartError::Disabled(name) => Self::conflict(
+                "workflow_disabled",
+                format!("Workflow `{name}` is disabled."),
+            ),
             StartError::InvalidInput(violations) => Self::invalid(input_faults(&violations)),
             StartError::KeyReused => key_reused(),
             StartError::Busy(after) => Self::busy("Too many executions are running.", after),
@@ -328,7 +366,10 @@ impl From<StartError> for ApiError {
 }
 
 fn key_reused() -> ApiError {
-    ApiError::conflict("idempotency_key_reused", "The idempotency key was used before with another body.")
+    ApiError::conflict(
+        "idempotency_key_reused",
+        "The idempotency key was used before with another body.",
+    )
 }
 
 /// Violations of an execution's input, for a body that wraps it as `{"input": …}`.
@@ -359,13 +400,24 @@ impl From<ActionError> for ApiError {
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         match error {
-            SessionError::UnknownAgent(name) => Self::not_found(format!("There is no agent `{name}`.")),
-            SessionError::AgentDisabled(name) => Self::conflict("agent_disabled", format!("Agent `{name}` is disabled.")),
+            SessionError::UnknownAgent(name) => {
+                Self::not_found(format!("There is no agent `{name}`."))
+            }
+            SessionError::AgentDisabled(name) => {
+                Self::conflict("agent_disabled", format!("Agent `{name}` is disabled."))
+            }
             SessionError::NotFound(id) => Self::not_found(format!("There is no session {id}.")),
             SessionError::Running => Self::conflict("turn_in_progress", "A turn is in progress."),
             SessionError::Idle => Self::conflict("no_turn_in_progress", "No turn is in progress."),
-            SessionError::KeyReused => Self::conflict("idempotency_key_reused", "The idempotency key was used before with another message."),
-            SessionError::Invalid(what) => Self::invalid(vec![Fault::new(["body", "content"], "value_error", format!("Value error, {what}"))]),
+            SessionError::KeyReused => Self::conflict(
+                "idempotency_key_reused",
+                "The idempotency key was used before with another message.",
+            ),
+            SessionError::Invalid(what) => Self::invalid(vec![Fault::new(
+                ["body", "content"],
+                "value_error",
+                format!("Value error, {what}"),
+            )]),
             SessionError::Busy(after) => Self::busy("Too many sessions are running.", after),
             SessionError::Store(error) => error.into(),
         }
@@ -387,9 +439,15 @@ const ANSWERS: [(u16, &str); 11] = [
     (413, "The body is too large."),
     (415, "The content type is not supported."),
     (422, "The request has faults; all of them are listed."),
-    (429, "Too much is running; `Retry-After` says when to try again."),
+    (
+        429,
+        "Too much is running; `Retry-After` says when to try again.",
+    ),
     (500, "Something went wrong on the server."),
-    (503, "The host is stopping, or its database does not answer; `Retry-After` says when to try again."),
+    (
+        503,
+        "The host is stopping, or its database does not answer; `Retry-After` says when to try again.",
+    ),
     (405, "The path does not have this method."),
 ];
 
@@ -400,14 +458,24 @@ impl ApiResponse for ApiError {
             status: Some(status),
             status_range: None,
             content: vec![if status == 422 {
-                MetaMediaType { content_type: "application/json", schema: ValidationProblem::schema_ref() }
+                MetaMediaType {
+                    content_type: "application/json",
+                    schema: ValidationProblem::schema_ref(),
+                }
             } else {
-                MetaMediaType { content_type: "application/problem+json", schema: Problem::schema_ref() }
+                MetaMediaType {
+                    content_type: "application/problem+json",
+                    schema: Problem::schema_ref(),
+                }
             }],
             headers: vec![],
         };
         MetaResponses {
-            responses: ANSWERS.iter().filter(|(status, _)| *status != 405).map(answer).collect(),
+            responses: ANSWERS
+                .iter()
+                .filter(|(status, _)| *status != 405)
+                .map(answer)
+                .collect(),
         }
     }
 
@@ -422,12 +490,17 @@ mod tests {
     use super::*;
 
     async fn body(response: Response) -> Value {
-        response.into_body().into_json().await.expect("problems are JSON")
+        response
+            .into_body()
+            .into_json()
+            .await
+            .expect("problems are JSON")
     }
 
     #[tokio::test]
     async fn a_problem_has_all_members_and_no_cause() {
-        let error = ApiError::internal(StoreError::Corrupt("SELECT secret".into())).with("execution_id", "e1");
+        let error = ApiError::internal(StoreError::Corrupt("SELECT secret".into()))
+            .with("execution_id", "e1");
         let response = error.into_response("abc");
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.content_type(), Some("application/problem+json"));
@@ -442,7 +515,11 @@ mod tests {
 
     #[tokio::test]
     async fn faults_are_listed_without_an_envelope() {
-        let faults = vec![Fault::in_body(&["spec".into(), "steps".into(), "0".into(), "007".into()], "missing", "Field required")];
+        let faults = vec![Fault::in_body(
+            &["spec".into(), "steps".into(), "0".into(), "007".into()],
+            "missing",
+            "Field required",
+        )];
         let response = ApiError::invalid(faults).into_response("abc");
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(response.content_type(), Some("application/json"));
@@ -455,9 +532,17 @@ mod tests {
     #[test]
     fn what_is_busy_or_unavailable_says_when_to_try_again() {
         for (error, status, after) in [
-            (ApiError::from(StartError::Busy(Duration::from_millis(1200))), 429, "2"),
+            (
+                ApiError::from(StartError::Busy(Duration::from_millis(1200))),
+                429,
+                "2",
+            ),
             (ApiError::from(StartError::Draining), 503, "1"),
-            (ApiError::from(StoreError::Unconfirmed("x".into())), 503, "1"),
+            (
+                ApiError::from(StoreError::Unconfirmed("x".into())),
+                503,
+                "1",
+            ),
         ] {
             let response = error.into_response("abc");
             assert_eq!(response.status().as_u16(), status);
@@ -467,7 +552,11 @@ mod tests {
 
     #[test]
     fn violations_of_an_input_point_into_the_body() {
-        let violation = Violation { path: vec!["email".into()], message: "Field required".into(), kind: "missing".into() };
+        let violation = Violation {
+            path: vec!["email".into()],
+            message: "Field required".into(),
+            kind: "missing".into(),
+        };
         let error = ApiError::from(StartError::InvalidInput(vec![violation]));
         assert_eq!(error.0.faults[0].loc, ["body", "input", "email"]);
     }

@@ -48,7 +48,10 @@ pub fn event(id: Option<String>, name: &str, data: &Value) -> Event {
 
 /// The documentation of an event stream.
 pub fn stream_meta() -> MetaMediaType {
-    MetaMediaType { content_type: EVENT_STREAM, schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("string"))) }
+    MetaMediaType {
+        content_type: EVENT_STREAM,
+        schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("string"))),
+    }
 }
 
 impl ApiResponse for Events {
@@ -89,7 +92,11 @@ mod tests {
         let response = events.into_response();
         assert_eq!(response.content_type(), Some(EVENT_STREAM));
         assert_eq!(
-            response.into_body().into_string().await.expect("it is text"),
+            response
+                .into_body()
+                .into_string()
+                .await
+                .expect("it is text"),
             "id: 3\nevent: node.finished\ndata: {\"a\":\"x\\ny\"}\n\nevent: node.started\ndata: {}\n\n"
         );
     }

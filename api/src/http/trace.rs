@@ -21,7 +21,8 @@ impl TraceId {
 
     fn parse(text: &str) -> Option<Self> {
         let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        (hex && text.bytes().any(|byte| byte != b'0')).then(|| Self(text.to_ascii_lowercase().into()))
+        (hex && text.bytes().any(|byte| byte != b'0'))
+            .then(|| Self(text.to_ascii_lowercase().into()))
     }
 
     /// The id as text.
@@ -39,7 +40,8 @@ impl fmt::Display for TraceId {
 /// The trace id in `version-trace-parent-flags`. Later versions may append fields; `ff` is never valid.
 fn trace_of_parent(parent: &str) -> Option<&str> {
     let mut parts = parent.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, span, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let sizes = version.len() == 2 && span.len() == 16 && flags.len() == 2;
     let plain = version != "00" || parts.next().is_none();
     (sizes && plain && version != "ff").then_some(trace)
@@ -61,17 +63,40 @@ mod tests {
     #[test]
     fn the_clients_trace_is_kept() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        assert_eq!(of("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").as_str(), id);
-        assert_eq!(of("x-trace-id", "4BF92F3577B34DA6A3CE929D0E0E4736").as_str(), id);
+        assert_eq!(
+            of(
+                "traceparent",
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            )
+            .as_str(),
+            id
+        );
+        assert_eq!(
+            of("x-trace-id", "4BF92F3577B34DA6A3CE929D0E0E4736").as_str(),
+            id
+        );
     }
 
     #[test]
     fn what_is_no_trace_id_is_replaced() {
-        for value in ["", "abc", "00000000000000000000000000000000", "zzf92f3577b34da6a3ce929d0e0e4736"] {
+        for value in [
+            "",
+            "abc",
+            "00000000000000000000000000000000",
+            "zzf92f3577b34da6a3ce929d0e0e4736",
+        ] {
             let id = of("x-trace-id", value);
             assert_ne!(id.as_str(), value);
             assert_eq!(id.as_str().len(), 32);
         }
-        assert_eq!(of("traceparent", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").as_str().len(), 32);
+        assert_eq!(
+            of(
+                "traceparent",
+                "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            )
+            .as_str()
+            .len(),
+            32
+        );
     }
 }

@@ -16,9 +16,7 @@ use poem::{Endpoint, IntoResponse, Request, Response, http::header};
 
 use self::{reply::Shape, table::Table};
 use super::{
-    State,
-    answer,
-    body,
+    State, answer, body,
     input::{Faults, IdempotencyKey},
     problem::{ApiError, ApiResult, Fault},
     sse::{self, Events},
@@ -50,9 +48,21 @@ impl Hook {
         Ok(Self {
             workflow: graph.name.to_string(),
             required_scope: graph.required_scope.clone(),
-            wait: graph.settings.timeout.map_or(WAIT_MAX, |timeout| timeout.min(WAIT_MAX)),
-            input: webhook.input_schema.as_ref().map(Schema::compile).transpose()?,
-            shape: webhook.response_schema.as_ref().filter(|schema| !reply::is_empty(schema)).map(Shape::compile).transpose()?,
+            wait: graph
+                .settings
+                .timeout
+                .map_or(WAIT_MAX, |timeout| timeout.min(WAIT_MAX)),
+            input: webhook
+                .input_schema
+                .as_ref()
+                .map(Schema::compile)
+                .transpose()?,
+            shape: webhook
+                .response_schema
+                .as_ref()
+                .filter(|schema| !reply::is_empty(schema))
+                .map(Shape::compile)
+                .transpose()?,
             webhook: webhook.clone(),
         })
     }
@@ -78,7 +88,9 @@ impl Hooks {
         let revision = state.app.core.documents.revision();
         match current.as_ref() {
             Some(snapshot) if snapshot.revision == revision => snapshot.clone(),
-            _ => current.insert(Arc::new(Snapshot::build(state, revision))).clone(),
+            _ => current
+                .insert(Arc::new(Snapshot::build(state, revision)))
+                .clone(),
         }
     }
 }
@@ -95,16 +107,26 @@ impl Snapshot {
     fn build(state: &State, revision: i64) -> Self {
         let mut table = Table::default();
         for document in enabled(state) {
-            let Some(graph) = state.app.executions.graph(&document.name) else { continue };
+            let Some(graph) = state.app.executions.graph(&document.name) else {
+                continue;
+            };
             for webhook in webhooks(&graph) {
                 let claimed = Hook::new(&graph, webhook).and_then(|hook| {
                     table
                         .claim(&webhook.method, &webhook.path, hook)
-                        .map_err(|first: Arc<Hook>| format!("workflow {} claims it already", first.workflow))
+                        .map_err(|first: Arc<Hook>| {
+                            format!("workflow {} claims it already", first.workflow)
+                        })
                 });
                 if let Err(reason) = claimed {
                     let (method, path) = (&webhook.method, &webhook.path);
-                    tracing::warn!(workflow = document.name, method, path, reason, "a webhook is not served");
+                    tracing::warn!(
+                        workflow = document.name,
+                        method,
+                        path,
+                        reason,
+                        "a webhook is not served"
+                    );
                 }
             }
         }
@@ -124,8 +146,9 @@ fn webhooks(graph: &Graph) -> impl Iterator<Item = &Webhook> {
 /// # Errors
 /// 409 naming it.
 pub fn check_free(state: &State, graph: &Graph) -> ApiResult<()> {
-    let own: Vec<(&str, String)> =
-        webhooks(graph).map(|webhook| (webhook.method.as_str(), table::shape(&webhook.path))).collect();
+    let own: Vec<(&str, String)> = webhooks(graph)
+        .map(|webhook| (webhook.method.as_str(), table::shape(&webhook.path)))
+        .collect();
     if own.is_empty() {
         return Ok(());
     }
@@ -133,12 +156,17 @@ pub fn check_free(state: &State, graph: &Graph) -> ApiResult<()> {
         if document.name == *graph.name {
             continue;
         }
-        let Some(other) = state.app.executions.graph(&document.name) else { continue };
+        let Some(other) = state.app.executions.graph(&document.name) else {
+            continue;
+        };
         for webhook in webhooks(&other) {
             if own.contains(&(&webhook.method, table::shape(&webhook.path))) {
                 return Err(ApiError::conflict(
                     "webhook_conflict",
-                    format!("Workflow `{}` claims {} {} already.", document.name, webhook.method, webhook.path),
+                    format!(
+                        "Workflow `{}` claims {} {} already.",
+                        document.name, webhook.method, webhook.path
+                    ),
                 ));
             }
         }
@@ -162,9 +190,14 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
     let (request, mut body) = request.split();
     let path = request.original_uri().path();
     let path = path.strip_prefix("/hooks").unwrap_or(path).to_owned();
-    let (hook, params) = state.hooks.snapshot(state).table.find(request.method().as_str(), &path).ok_or_else(|| {
-        ApiError::not_found(format!("No workflow claims {} {path}.", request.method()))
-    })?;
+    let (hook, params) = state
+        .hooks
+        .snapshot(state)
+        .table
+        .find(request.method().as_str(), &path)
+        .ok_or_else(|| {
+            ApiError::not_found(format!("No workflow claims {} {path}.", request.method()))
+        })?;
     if !hook.webhook.public {
         let caller = state.keys.caller(&request, false).await?;
         caller.require(hook.required_scope.as_deref().unwrap_or(RUN))?;
@@ -175,7 +208,9 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
     if let Some(schema) = &hook.input {
         let violations = schema.violations(&input);
         if !violations.is_empty() {
-            return Err(ApiError::invalid(violations.iter().map(Fault::from).collect()));
+            return Err(ApiError::invalid(
+                violations.iter().map(Fault::from).collect(),
+            ));
         }
     }
     let mut faults = Faults::default();
@@ -189,12 +224,17 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
         trigger_data: request::trigger_data(&request, &path, params),
         idempotency_key: key.map(|key| key.0),
         parent_id: None,
-        trace_id: request.extensions().get::<TraceId>().map(ToString::to_string),
+        trace_id: request
+            .extensions()
+            .get::<TraceId>()
+            .map(ToString::to_string),
     };
     match hook.webhook.respond {
         Respond::LastStep => when_ended(state, &hook, start).await,
         Respond::RespondStep => when_responded(state, &hook, start).await,
-        Respond::Immediately => Ok(reply::accepted(state.app.executions.start(start).await.map_err(refused)?.id)),
+        Respond::Immediately => Ok(reply::accepted(
+            state.app.executions.start(start).await.map_err(refused)?.id,
+        )),
         Respond::Stream => streamed(state, start).await,
     }
 }
@@ -202,13 +242,20 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
 /// Violations point into the body itself: a webhook's body is the input.
 fn refused(error: StartError) -> ApiError {
     match error {
-        StartError::InvalidInput(violations) => ApiError::invalid(violations.iter().map(Fault::from).collect()),
+        StartError::InvalidInput(violations) => {
+            ApiError::invalid(violations.iter().map(Fault::from).collect())
+        }
         other => other.into(),
     }
 }
 
 async fn when_ended(state: &State, hook: &Hook, start: StartExecution) -> ApiResult<Response> {
-    let mut started = state.app.executions.start_watched(start).await.map_err(refused)?;
+    let mut started = state
+        .app
+        .executions
+        .start_watched(start)
+        .await
+        .map_err(refused)?;
     match started.watch.ended(hook.wait).await {
         Some(ended) => reply::ended(started.id, ended, hook.shape.as_ref()),
         None => goes_on(started).await,
@@ -216,7 +263,12 @@ async fn when_ended(state: &State, hook: &Hook, start: StartExecution) -> ApiRes
 }
 
 async fn when_responded(state: &State, hook: &Hook, start: StartExecution) -> ApiResult<Response> {
-    let mut started = state.app.executions.start_watched(start).await.map_err(refused)?;
+    let mut started = state
+        .app
+        .executions
+        .start_watched(start)
+        .await
+        .map_err(refused)?;
     match started.watch.responded(hook.wait).await {
         Some(Ok(response)) => reply::responded(started.id, response),
         Some(Err(ended)) => reply::ended(started.id, ended, hook.shape.as_ref()),
@@ -233,7 +285,13 @@ async fn goes_on(mut started: Started) -> ApiResult<Response> {
 async fn streamed(state: &State, start: StartExecution) -> ApiResult<Response> {
     let id = state.app.executions.start(start).await.map_err(refused)?.id;
     let events = state.app.executions.events(id, None).await?;
-    let events = events.map(|event| sse::event(event.seq.map(|seq| seq.to_string()), event.name, &event.data));
+    let events = events.map(|event| {
+        sse::event(
+            event.seq.map(|seq| seq.to_string()),
+            event.name,
+            &event.data,
+        )
+    });
     let mut response = Events::new(events).into_response();
     answer::set(&mut response, header::LOCATION, &reply::place(id));
     Ok(response)
@@ -251,6 +309,9 @@ mod tests {
             kind: "missing".into(),
         };
         let text = format!("{:?}", refused(StartError::InvalidInput(vec![violation])));
-        assert!(text.contains(r#"[String("body"), String("email")]"#), "{text}");
+        assert!(
+            text.contains(r#"[String("body"), String("email")]"#),
+            "{text}"
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! What the caller of a webhook is answered.
 
-use callboard_runtime::{executions::Ended, id::ExecutionId, node, schema::Schema, store::rows::ExecutionStatus};
+use callboard_runtime::{
+    executions::Ended, id::ExecutionId, node, schema::Schema, store::rows::ExecutionStatus,
+};
 use poem::{
     Response,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -33,7 +35,10 @@ impl Shape {
     /// # Errors
     /// A sentence, when it is no schema.
     pub fn compile(written: &Value) -> Result<Self, String> {
-        Ok(Self { schema: Schema::compile(written)?, written: written.clone() })
+        Ok(Self {
+            schema: Schema::compile(written)?,
+            written: written.clone(),
+        })
     }
 
     /// The answer without undeclared members.
@@ -67,7 +72,9 @@ const REFERENCES_MAX: usize = 64;
 /// Drops the members that `schema` does not declare. A schema without `properties` declares everything.
 fn prune(value: &mut Value, schema: &Value, root: &Value, references: usize) {
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
-        let target = reference.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
+        let target = reference
+            .strip_prefix('#')
+            .and_then(|pointer| root.pointer(pointer));
         if let Some(target) = target.filter(|_| references < REFERENCES_MAX) {
             prune(value, target, root, references + 1);
         }
@@ -75,8 +82,12 @@ fn prune(value: &mut Value, schema: &Value, root: &Value, references: usize) {
     }
     match value {
         Value::Object(members) => {
-            let Some(declared) = schema.get("properties").and_then(Value::as_object) else { return };
-            let others = schema.get("additionalProperties").filter(|others| **others != Value::Bool(false));
+            let Some(declared) = schema.get("properties").and_then(Value::as_object) else {
+                return;
+            };
+            let others = schema
+                .get("additionalProperties")
+                .filter(|others| **others != Value::Bool(false));
             members.retain(|name, _| others.is_some() || declared.contains_key(name));
             for (name, member) in members {
                 if let Some(schema) = declared.get(name).or(others) {
@@ -113,7 +124,9 @@ pub fn accepted(id: ExecutionId) -> Response {
 
 /// The answer of an execution that ended: its output, or a problem that names it.
 pub fn ended(id: ExecutionId, ended: Ended, shape: Option<&Shape>) -> ApiResult<Response> {
-    let refusal = |status, code: String, detail: String| ApiError::new(status, code, detail).with("execution_id", id.to_string());
+    let refusal = |status, code: String, detail: String| {
+        ApiError::new(status, code, detail).with("execution_id", id.to_string())
+    };
     match ended.status {
         ExecutionStatus::Succeeded => {
             let output = match shape {
@@ -155,23 +168,35 @@ pub fn ended(id: ExecutionId, ended: Ended, shape: Option<&Shape>) -> ApiResult<
 /// What a `respond` step said.
 pub fn responded(id: ExecutionId, response: node::Response) -> ApiResult<Response> {
     // Below 200 an answer is not final, and no client would wait for another.
-    let status = StatusCode::from_u16(response.status).ok().filter(|status| status.as_u16() >= 200).ok_or_else(|| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "response_invalid",
-            format!("The workflow answered with status {}, which is none.", response.status),
-        )
-        .with("execution_id", id.to_string())
-    })?;
+    let status = StatusCode::from_u16(response.status)
+        .ok()
+        .filter(|status| status.as_u16() >= 200)
+        .ok_or_else(|| {
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "response_invalid",
+                format!(
+                    "The workflow answered with status {}, which is none.",
+                    response.status
+                ),
+            )
+            .with("execution_id", id.to_string())
+        })?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let mut answer = match response.body {
         _ if bodiless => Response::builder().status(status).finish(),
-        Value::String(text) => Response::builder().status(status).content_type("text/plain; charset=utf-8").body(text),
+        Value::String(text) => Response::builder()
+            .status(status)
+            .content_type("text/plain; charset=utf-8")
+            .body(text),
         Value::Null => Response::builder().status(status).finish(),
         body => answer::json(status, &body),
     };
     for (name, value) in response.headers {
-        let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) else {
+        let (Ok(name), Ok(value)) = (
+            HeaderName::try_from(name.as_str()),
+            HeaderValue::try_from(value.as_str()),
+        ) else {
             tracing::warn!(execution_id = %id, header = name, "a header of a workflow's answer was left out");
             continue;
         };
@@ -223,20 +248,33 @@ mod tests {
     #[test]
     fn declared_additional_members_stay() {
         let schema = json!({ "properties": { "a": {} }, "additionalProperties": { "properties": { "b": {} } } });
-        assert_eq!(pruned(schema, json!({ "a": 1, "z": { "b": 1, "c": 2 } })), json!({ "a": 1, "z": { "b": 1 } }));
+        assert_eq!(
+            pruned(schema, json!({ "a": 1, "z": { "b": 1, "c": 2 } })),
+            json!({ "a": 1, "z": { "b": 1 } })
+        );
     }
 
     fn failed(error: Option<Value>) -> ApiError {
-        let run = Ended { status: ExecutionStatus::Failed, output: Value::Null, error };
+        let run = Ended {
+            status: ExecutionStatus::Failed,
+            output: Value::Null,
+            error,
+        };
         ended(ExecutionId::new(), run, None).expect_err("it failed")
     }
 
     #[tokio::test]
     async fn a_failed_run_is_a_problem_that_names_it() {
-        let response = failed(Some(json!({ "code": "http_status", "message": "404", "step": "a" }))).into_response("t");
+        let response = failed(Some(
+            json!({ "code": "http_status", "message": "404", "step": "a" }),
+        ))
+        .into_response("t");
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body: Value = response.into_body().into_json().await.expect("it is JSON");
-        assert_eq!((&body["code"], &body["detail"], &body["step"]), (&json!("http_status"), &json!("404"), &json!("a")));
+        assert_eq!(
+            (&body["code"], &body["detail"], &body["step"]),
+            (&json!("http_status"), &json!("404"), &json!("a"))
+        );
         assert!(body["execution_id"].is_string());
     }
 
@@ -251,13 +289,17 @@ mod tests {
             ]),
             body,
         };
-        let response = responded(ExecutionId::new(), said(201, json!({ "a": 1 }))).expect("it is an answer");
+        let response =
+            responded(ExecutionId::new(), said(201, json!({ "a": 1 }))).expect("it is an answer");
         assert_eq!(response.status(), StatusCode::CREATED);
         assert_eq!(response.headers()["x-a"], "1");
         assert!(!response.headers().contains_key("content-length"));
         assert_eq!(response.content_type(), Some("application/json"));
         let text = responded(ExecutionId::new(), said(200, json!("hi"))).expect("it is an answer");
-        assert_eq!(text.into_body().into_string().await.expect("it is text"), "hi");
+        assert_eq!(
+            text.into_body().into_string().await.expect("it is text"),
+            "hi"
+        );
         assert!(responded(ExecutionId::new(), said(99, Value::Null)).is_err());
         assert!(responded(ExecutionId::new(), said(101, Value::Null)).is_err());
     }

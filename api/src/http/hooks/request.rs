@@ -9,7 +9,12 @@ use crate::http::{
 };
 
 /// Headers whose values no workflow sees.
-const REDACTED: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
+const REDACTED: [&str; 4] = [
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    "x-api-key",
+];
 
 /// The body as a value: JSON, the fields of a form, text, or `null` when there is none.
 ///
@@ -27,14 +32,17 @@ pub fn input(request: &Request, bytes: Vec<u8>) -> ApiResult<Value> {
             Err(other) => String::from_utf8_lossy(other.as_bytes()).into_owned(),
         }
         .into()),
-        ContentType::Other => {
-            Err(body::unsupported(request, "application/json, application/x-www-form-urlencoded or text/plain"))
-        }
+        ContentType::Other => Err(body::unsupported(
+            request,
+            "application/json, application/x-www-form-urlencoded or text/plain",
+        )),
     }
 }
 
 fn form(bytes: &[u8]) -> Value {
-    pairs(form_urlencoded::parse(bytes).map(|(name, value)| (name.into_owned(), value.into_owned())))
+    pairs(
+        form_urlencoded::parse(bytes).map(|(name, value)| (name.into_owned(), value.into_owned())),
+    )
 }
 
 /// An object of text by name; a name that comes again makes a list.
@@ -53,7 +61,8 @@ fn pairs(pairs: impl Iterator<Item = (String, String)>) -> Value {
 /// `$trigger` besides `body`: `{query, headers, params, method, path}`.
 pub fn trigger_data(request: &Request, path: &str, params: Vec<(String, String)>) -> Value {
     let query = request.uri().query().unwrap_or_default();
-    let query = form_urlencoded::parse(query.as_bytes()).map(|(name, value)| (name.into_owned(), value.into_owned()));
+    let query = form_urlencoded::parse(query.as_bytes())
+        .map(|(name, value)| (name.into_owned(), value.into_owned()));
     let params = params.into_iter().map(|(name, value)| (name, value.into()));
     Value::Object(Map::from_iter([
         ("query".to_owned(), pairs(query)),
@@ -71,8 +80,11 @@ fn headers(headers: &HeaderMap) -> Value {
         let value = if REDACTED.contains(&name.as_str()) {
             "***".to_owned()
         } else {
-            let values: Vec<_> =
-                headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+            let values: Vec<_> = headers
+                .get_all(name)
+                .iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .collect();
             values.join(", ")
         };
         object.insert(name.as_str().to_owned(), value.into());
@@ -98,7 +110,8 @@ mod tests {
 
     #[test]
     fn bodies_are_read_by_their_content_type() {
-        let read = |content_type, body: &str| input(&request(content_type), body.as_bytes().to_vec());
+        let read =
+            |content_type, body: &str| input(&request(content_type), body.as_bytes().to_vec());
         assert_eq!(read("application/json", "[1]").ok(), Some(json!([1])));
         assert_eq!(
             read("application/x-www-form-urlencoded", "a=1&b=2&b=3+4").ok(),
@@ -106,13 +119,23 @@ mod tests {
         );
         assert_eq!(read("text/plain", "hello").ok(), Some(json!("hello")));
         assert_eq!(read("image/png", "").ok(), Some(Value::Null));
-        assert_eq!(read("image/png", "x").map_err(|error| error.status().as_u16()), Err(415));
-        assert_eq!(read("application/json", "{").map_err(|error| error.status().as_u16()), Err(422));
+        assert_eq!(
+            read("image/png", "x").map_err(|error| error.status().as_u16()),
+            Err(415)
+        );
+        assert_eq!(
+            read("application/json", "{").map_err(|error| error.status().as_u16()),
+            Err(422)
+        );
     }
 
     #[test]
     fn the_trigger_sees_the_request_without_its_secrets() {
-        let data = trigger_data(&request("text/plain"), "/leads", vec![("id".into(), "7".into())]);
+        let data = trigger_data(
+            &request("text/plain"),
+            "/leads",
+            vec![("id".into(), "7".into())],
+        );
         assert_eq!(data["query"], json!({ "tag": ["a", "b"], "q": "ä 1" }));
         assert_eq!(data["params"], json!({ "id": "7" }));
         assert_eq!(data["headers"]["authorization"], "***");

@@ -20,13 +20,19 @@ struct Claim<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { methods: HashMap::new() }
+        Self {
+            methods: HashMap::new(),
+        }
     }
 }
 
 impl<T> Default for Node<T> {
     fn default() -> Self {
-        Self { fixed: HashMap::new(), parameter: None, claim: None }
+        Self {
+            fixed: HashMap::new(),
+            parameter: None,
+            claim: None,
+        }
     }
 }
 
@@ -41,7 +47,18 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
 
 /// The pattern with its parameters' names taken out: two patterns that claim the same requests are equal in it.
 pub fn shape(path: &str) -> String {
-    segments(path).flat_map(|segment| ["/", if parameter(segment).is_some() { "{}" } else { segment }]).collect()
+    segments(path)
+        .flat_map(|segment| {
+            [
+                "/",
+                if parameter(segment).is_some() {
+                    "{}"
+                } else {
+                    segment
+                },
+            ]
+        })
+        .collect()
 }
 
 impl<T> Table<T> {
@@ -61,7 +78,10 @@ impl<T> Table<T> {
         match &node.claim {
             Some(claim) => Err(claim.value.clone()),
             None => {
-                node.claim = Some(Claim { names, value: Arc::new(value) });
+                node.claim = Some(Claim {
+                    names,
+                    value: Arc::new(value),
+                });
                 Ok(())
             }
         }
@@ -74,7 +94,10 @@ impl<T> Table<T> {
         let mut values = Vec::new();
         let claim = self.methods.get(method)?.find(&parts, &mut values)?;
         let names = claim.names.iter().map(|name| name.as_ref().to_owned());
-        Some((claim.value.clone(), names.zip(values.into_iter().map(str::to_owned)).collect()))
+        Some((
+            claim.value.clone(),
+            names.zip(values.into_iter().map(str::to_owned)).collect(),
+        ))
     }
 }
 
@@ -83,7 +106,11 @@ impl<T> Node<T> {
         let Some((part, rest)) = parts.split_first() else {
             return self.claim.as_ref();
         };
-        if let Some(claim) = self.fixed.get(part.as_str()).and_then(|node| node.find(rest, values)) {
+        if let Some(claim) = self
+            .fixed
+            .get(part.as_str())
+            .and_then(|node| node.find(rest, values))
+        {
             return Some(claim);
         }
         let node = self.parameter.as_ref().filter(|_| !part.is_empty())?;
@@ -98,7 +125,9 @@ impl<T> Node<T> {
 
 /// Percent-decoding; what is no valid encoding stays as it is.
 fn decode(segment: &str) -> String {
-    percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
+    percent_encoding::percent_decode_str(segment)
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]
@@ -113,19 +142,36 @@ mod tests {
         table
     }
 
-    fn found(table: &Table<&'static str>, path: &str) -> Option<(&'static str, Vec<(String, String)>)> {
-        table.find("POST", path).map(|(value, params)| (*value, params))
+    fn found(
+        table: &Table<&'static str>,
+        path: &str,
+    ) -> Option<(&'static str, Vec<(String, String)>)> {
+        table
+            .find("POST", path)
+            .map(|(value, params)| (*value, params))
     }
 
     #[test]
     fn fixed_segments_win_and_parameters_take_the_rest() {
-        let table = table(&["/leads", "/leads/{id}", "/leads/new", "/leads/{id}/notes/{note}", "/leads/new/x"]);
+        let table = table(&[
+            "/leads",
+            "/leads/{id}",
+            "/leads/new",
+            "/leads/{id}/notes/{note}",
+            "/leads/new/x",
+        ]);
         assert_eq!(found(&table, "/leads/"), Some(("/leads", vec![])));
         assert_eq!(found(&table, "/leads/new"), Some(("/leads/new", vec![])));
-        assert_eq!(found(&table, "/leads/7"), Some(("/leads/{id}", vec![("id".into(), "7".into())])));
+        assert_eq!(
+            found(&table, "/leads/7"),
+            Some(("/leads/{id}", vec![("id".into(), "7".into())]))
+        );
         assert_eq!(
             found(&table, "/leads/new/notes/3"),
-            Some(("/leads/{id}/notes/{note}", vec![("id".into(), "new".into()), ("note".into(), "3".into())])),
+            Some((
+                "/leads/{id}/notes/{note}",
+                vec![("id".into(), "new".into()), ("note".into(), "3".into())]
+            )),
             "a fixed segment that leads nowhere is given up"
         );
         assert_eq!(found(&table, "/leads/7/8"), None);
@@ -136,14 +182,25 @@ mod tests {
     #[test]
     fn an_encoded_slash_does_not_end_a_segment() {
         let table = table(&["/files/{name}"]);
-        assert_eq!(found(&table, "/files/a%2Fb%20%zz").expect("it is claimed").1[0].1, "a/b %zz");
+        assert_eq!(
+            found(&table, "/files/a%2Fb%20%zz")
+                .expect("it is claimed")
+                .1[0]
+                .1,
+            "a/b %zz"
+        );
         assert_eq!(found(&table, "/files//"), None);
     }
 
     #[test]
     fn the_first_claim_stays() {
         let mut table = table(&["/a/{x}"]);
-        assert_eq!(table.claim("POST", "a/{y}/", "second").map_err(|first| *first), Err("/a/{x}"));
+        assert_eq!(
+            table
+                .claim("POST", "a/{y}/", "second")
+                .map_err(|first| *first),
+            Err("/a/{x}")
+        );
         assert_eq!(shape("/a/{x}"), shape("a/{y}/"));
     }
 }

@@ -15,17 +15,28 @@ use super::{
 use crate::http::{
     State,
     answer::{Created, Found, NoContent},
-    auth::{Auth, AgentsRead, AgentsWrite},
+    auth::{AgentsRead, AgentsWrite, Auth},
     input::{Body, Cursor, Faults, Limit, Param},
     problem::ApiResult,
 };
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Agent", AgentCreate, AgentUpdate, AgentDetails, AgentListItem, AgentList);
+document_types!(
+    "Agent",
+    AgentCreate,
+    AgentUpdate,
+    AgentDetails,
+    AgentListItem,
+    AgentList
+);
 
-const KIND: Kind =
-    Kind { name: "Agent", path: "/v1/agents", check, check_enabled: |_, _| Ok(()) };
+const KIND: Kind = Kind {
+    name: "Agent",
+    path: "/v1/agents",
+    check,
+    check_enabled: |_, _| Ok(()),
+};
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
     Ok(())
@@ -66,8 +77,14 @@ impl Operations {
     ///
     /// Its current version. Scope `agents:read`.
     #[oai(path = "/:name", method = "get", operation_id = "get_agent")]
-    async fn get(&self, _auth: Auth<AgentsRead>, name: Path<String>) -> ApiResult<Found<AgentDetails>> {
-        Ok(Found::new(AgentDetails::from(KIND.get(&self.0, &name)?.into())))
+    async fn get(
+        &self,
+        _auth: Auth<AgentsRead>,
+        name: Path<String>,
+    ) -> ApiResult<Found<AgentDetails>> {
+        Ok(Found::new(AgentDetails::from(Shown::from(
+            KIND.get(&self.0, &name)?,
+        ))))
     }
 
     /// Create or replace an agent
@@ -80,7 +97,8 @@ impl Operations {
         name: Path<String>,
         body: DocumentBody<AgentUpdate>,
     ) -> ApiResult<Stored<AgentDetails>> {
-        KIND.replace(&self.0, &name, body, |_, _| {}, AgentDetails::from).await
+        KIND.replace(&self.0, &name, body, |_, _| {}, AgentDetails::from)
+            .await
     }
 
     /// Enable or disable an agent
@@ -96,7 +114,9 @@ impl Operations {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
-        Ok(Found::new(AgentDetails::from(KIND.patch(&self.0, &name, patch).await?.into())))
+        Ok(Found::new(AgentDetails::from(Shown::from(
+            KIND.patch(&self.0, &name, patch).await?,
+        ))))
     }
 
     /// Delete an agent

@@ -153,10 +153,16 @@ pub(super) use document_types;
 pub fn described(document: &StoredDocument) -> (Option<String>, Vec<String>) {
     let metadata = document.body.get("metadata");
     let member = |name| metadata.and_then(|metadata| metadata.get(name));
-    let tags = member("tags").and_then(Value::as_array).into_iter().flatten();
+    let tags = member("tags")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     (
-        member("description").and_then(Value::as_str).map(str::to_owned),
-        tags.filter_map(|tag| tag.as_str().map(str::to_owned)).collect(),
+        member("description")
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        tags.filter_map(|tag| tag.as_str().map(str::to_owned))
+            .collect(),
     )
 }
 
@@ -173,7 +179,11 @@ pub struct Shown {
 impl From<Arc<StoredDocument>> for Shown {
     fn from(document: Arc<StoredDocument>) -> Self {
         let part = |name| document.body.get(name).cloned().unwrap_or_default();
-        Self { metadata: part("metadata"), spec: part("spec"), document }
+        Self {
+            metadata: part("metadata"),
+            spec: part("spec"),
+            document,
+        }
     }
 }
 
@@ -206,10 +216,15 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
     }
 
     fn request_meta() -> Option<MetaRequest> {
-        let content = |content_type| MetaMediaType { content_type, schema: T::schema_ref() };
+        let content = |content_type| MetaMediaType {
+            content_type,
+            schema: T::schema_ref(),
+        };
         Some(MetaRequest {
             description: None,
-            content: ["application/json", "application/yaml", "text/yaml"].map(content).into(),
+            content: ["application/json", "application/yaml", "text/yaml"]
+                .map(content)
+                .into(),
             required: true,
         })
     }
@@ -228,7 +243,11 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
                 .map_err(|fault| vec![fault])
                 .and_then(|value| document::from_value(value).map_err(|faults| worded(&faults))),
             ContentType::Yaml => from_yaml(&bytes),
-            _ => return Err(body::unsupported(request, "application/json or application/yaml").into()),
+            _ => {
+                return Err(
+                    body::unsupported(request, "application/json or application/yaml").into(),
+                );
+            }
         };
         Ok(Self(document, PhantomData))
     }
@@ -262,7 +281,9 @@ pub enum Stored<T> {
 
 impl<T: Type> ApiResponse for Stored<T> {
     fn meta() -> MetaResponses {
-        MetaResponses { responses: vec![answer::json_meta::<T>(200), answer::json_meta::<T>(201)] }
+        MetaResponses {
+            responses: vec![answer::json_meta::<T>(200), answer::json_meta::<T>(201)],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -282,11 +303,19 @@ impl<T: Serialize + Send> IntoResponse for Stored<T> {
 impl Kind {
     /// 404 unless there is one of this name.
     pub fn get(&self, state: &State, name: &str) -> ApiResult<Arc<StoredDocument>> {
-        state.app.core.documents.find(self.name, name).ok_or_else(|| self.unknown(name))
+        state
+            .app
+            .core
+            .documents
+            .find(self.name, name)
+            .ok_or_else(|| self.unknown(name))
     }
 
     fn unknown(&self, name: &str) -> ApiError {
-        ApiError::not_found(format!("There is no {} `{name}`.", self.name.to_lowercase()))
+        ApiError::not_found(format!(
+            "There is no {} `{name}`.",
+            self.name.to_lowercase()
+        ))
     }
 
     /// A page of them, by name.
@@ -310,14 +339,29 @@ impl Kind {
         let document = body.0.map_err(ApiError::invalid)?;
         self.check_kind(&document)?;
         let changing = state.documents_changing.lock().await;
-        if state.app.core.documents.find(self.name, &document.name).is_some() {
+        if state
+            .app
+            .core
+            .documents
+            .find(self.name, &document.name)
+            .is_some()
+        {
             return Err(ApiError::conflict(
                 "already_exists",
-                format!("There is a {} `{}` already.", self.name.to_lowercase(), document.name),
+                format!(
+                    "There is a {} `{}` already.",
+                    self.name.to_lowercase(),
+                    document.name
+                ),
             ));
         }
         (self.check)(state, &document)?;
-        let (stored, _) = state.app.core.documents.put(self.name, &document.name, document.body).await?;
+        let (stored, _) = state
+            .app
+            .core
+            .documents
+            .put(self.name, &document.name, document.body)
+            .await?;
         drop(changing);
         let place = self.place(&stored.name);
         Ok(Created::new(show(stored.into())).at(place))
@@ -347,7 +391,12 @@ impl Kind {
             prepare(&mut document, &stored);
         }
         (self.check)(state, &document)?;
-        let (stored, put) = state.app.core.documents.put(self.name, name, document.body).await?;
+        let (stored, put) = state
+            .app
+            .core
+            .documents
+            .put(self.name, name, document.body)
+            .await?;
         drop(changing);
         let shown = show(stored.into());
         Ok(match put {
@@ -357,13 +406,23 @@ impl Kind {
     }
 
     /// Enables or disables one.
-    pub async fn patch(&self, state: &State, name: &str, patch: DocumentPatch) -> ApiResult<Arc<StoredDocument>> {
+    pub async fn patch(
+        &self,
+        state: &State,
+        name: &str,
+        patch: DocumentPatch,
+    ) -> ApiResult<Arc<StoredDocument>> {
         let _changing = state.documents_changing.lock().await;
         let current = self.get(state, name)?;
         if patch.enabled && !current.enabled {
             (self.check_enabled)(state, &current)?;
         }
-        Ok(state.app.core.documents.set_enabled(self.name, name, patch.enabled).await?)
+        Ok(state
+            .app
+            .core
+            .documents
+            .set_enabled(self.name, name, patch.enabled)
+            .await?)
     }
 
     /// Removes one. What runs goes on with the version it has.
@@ -381,7 +440,11 @@ impl Kind {
             return Ok(());
         }
         let msg = format!("Input should be '{}'", self.name);
-        Err(ApiError::invalid(vec![Fault::new(["body", "kind"], "literal_error", msg)]))
+        Err(ApiError::invalid(vec![Fault::new(
+            ["body", "kind"],
+            "literal_error",
+            msg,
+        )]))
     }
 
     fn place(&self, name: &str) -> String {
@@ -427,14 +490,18 @@ impl Kind {
         if let Some(Cursor(before)) = before {
             versions.retain(|document| document.version < before);
         }
-        let (page, next_cursor) = answer::page(versions, limit.0, |last| Cursor(last.version).encode());
+        let (page, next_cursor) =
+            answer::page(versions, limit.0, |last| Cursor(last.version).encode());
         let item = |document: StoredDocument| VersionItem {
             version: document.version,
             metadata: document.body.get("metadata").cloned().unwrap_or_default(),
             spec: document.body.get("spec").cloned().unwrap_or_default(),
             created_at: document.updated_at,
         };
-        Ok(VersionList { data: page.into_iter().map(item).collect(), next_cursor })
+        Ok(VersionList {
+            data: page.into_iter().map(item).collect(),
+            next_cursor,
+        })
     }
 }
 
@@ -444,22 +511,41 @@ const HIDDEN: &str = "***";
 /// Members whose text is a secret, wherever they are below `spec`.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace('-', "_");
-    ["api_key", "apikey", "secret", "token", "password", "authorization"].iter().any(|word| name.contains(word))
-        && !name.contains("max_") && !name.contains("_tokens")
+    [
+        "api_key",
+        "apikey",
+        "secret",
+        "token",
+        "password",
+        "authorization",
+    ]
+    .iter()
+    .any(|word| name.contains(word))
+        && !name.contains("max_")
+        && !name.contains("_tokens")
 }
 
 /// A reference to the environment without a default: says where the secret is, not what it is.
 fn is_reference(text: &str) -> bool {
-    text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).is_some_and(|name| {
-        let name = name.strip_suffix(':').unwrap_or(name);
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    })
+    text.strip_prefix("${")
+        .and_then(|rest| rest.strip_suffix('}'))
+        .is_some_and(|name| {
+            let name = name.strip_suffix(':').unwrap_or(name);
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        })
 }
 
 /// Replaces secrets by [`HIDDEN`].
 pub fn hide_secrets(value: &mut Value) {
     each_member(value, &mut |name, value| {
-        if is_secret(name) && value.as_str().is_some_and(|text| !text.is_empty() && !is_reference(text)) {
+        if is_secret(name)
+            && value
+                .as_str()
+                .is_some_and(|text| !text.is_empty() && !is_reference(text))
+        {
             *value = HIDDEN.into();
         }
     });
@@ -470,7 +556,9 @@ pub fn keep_secrets(value: &mut Value, stored: &Value) {
     match (value, stored) {
         (Value::Object(members), Value::Object(stored)) => {
             for (name, value) in members {
-                let Some(stored) = stored.get(name) else { continue };
+                let Some(stored) = stored.get(name) else {
+                    continue;
+                };
                 if is_secret(name) && value == HIDDEN {
                     *value = stored.clone();
                 } else {
@@ -496,7 +584,9 @@ fn each_member(value: &mut Value, visit: &mut impl FnMut(&str, &mut Value)) {
     }
     match value {
         Value::Object(object) => members(object, visit),
-        Value::Array(elements) => elements.iter_mut().for_each(|value| each_member(value, visit)),
+        Value::Array(elements) => elements
+            .iter_mut()
+            .for_each(|value| each_member(value, visit)),
         _ => {}
     }
 }
@@ -514,10 +604,13 @@ mod tests {
             "headers": { "Authorization": "Bearer y", "X-Api-Key": "${KEY}", "X-Token": "${KEY:sk-2}", "X": "z" },
         });
         hide_secrets(&mut spec);
-        assert_eq!(spec, json!({
-            "api_key": "***", "base_url": "https://x", "max_tokens": 5,
-            "headers": { "Authorization": "***", "X-Api-Key": "${KEY}", "X-Token": "***", "X": "z" },
-        }));
+        assert_eq!(
+            spec,
+            json!({
+                "api_key": "***", "base_url": "https://x", "max_tokens": 5,
+                "headers": { "Authorization": "***", "X-Api-Key": "${KEY}", "X-Token": "***", "X": "z" },
+            })
+        );
     }
 
     #[test]
@@ -525,6 +618,9 @@ mod tests {
         let stored = json!({ "spec": { "api_key": "sk-1", "base_url": "a" } });
         let mut sent = json!({ "spec": { "api_key": "***", "base_url": "b" } });
         keep_secrets(&mut sent, &stored);
-        assert_eq!(sent, json!({ "spec": { "api_key": "sk-1", "base_url": "b" } }));
+        assert_eq!(
+            sent,
+            json!({ "spec": { "api_key": "sk-1", "base_url": "b" } })
+        );
     }
 }

@@ -56,7 +56,13 @@ impl BodyType for ExecutionCreate {
         let input = fields.raw("input");
         let version: Option<i32> = fields.optional("version");
         if version.is_some_and(|version| version < 1) {
-            fields.fault("version", Wrong::new("greater_than_equal", "Input should be greater than or equal to 1"));
+            fields.fault(
+                "version",
+                Wrong::new(
+                    "greater_than_equal",
+                    "Input should be greater than or equal to 1",
+                ),
+            );
         }
         Some(Self { input, version })
     }
@@ -99,7 +105,9 @@ impl From<ExecutionSummary> for ExecutionListItem {
             version: row.version,
             status: row.status.as_str().to_owned(),
             trigger: row.trigger,
-            duration_ms: row.finished_at.map(|end| (end - row.started_at).num_milliseconds().max(0)),
+            duration_ms: row
+                .finished_at
+                .map(|end| (end - row.started_at).num_milliseconds().max(0)),
             started_at: row.started_at,
             finished_at: row.finished_at,
             host: row.host_id.map(|id| id.0),
@@ -126,7 +134,12 @@ struct ExecutionDetails {
 
 impl From<StoredExecution> for ExecutionDetails {
     fn from(row: StoredExecution) -> Self {
-        Self { summary: row.summary.into(), input: row.input, output: row.output, error: row.error }
+        Self {
+            summary: row.summary.into(),
+            input: row.input,
+            output: row.output,
+            error: row.error,
+        }
     }
 }
 
@@ -239,7 +252,9 @@ struct NodeRunsAnswer(SentNodeRuns);
 
 impl ApiResponse for NodeRunsAnswer {
     fn meta() -> MetaResponses {
-        MetaResponses { responses: vec![answer::json_meta::<NodeRunList>(200)] }
+        MetaResponses {
+            responses: vec![answer::json_meta::<NodeRunList>(200)],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -264,8 +279,11 @@ enum StartAnswer {
 impl ApiResponse for StartAnswer {
     fn meta() -> MetaResponses {
         let mut ended = answer::json_meta::<ExecutionDetails>(200);
-        ended.description = "It ended within the time that `Prefer: wait` named, whatever its status.";
-        MetaResponses { responses: vec![ended, answer::json_meta::<ExecutionDetails>(202)] }
+        ended.description =
+            "It ended within the time that `Prefer: wait` named, whatever its status.";
+        MetaResponses {
+            responses: vec![ended, answer::json_meta::<ExecutionDetails>(202)],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -297,7 +315,11 @@ impl Operations {
     /// Start an execution
     ///
     /// 202 once it is durable; with `Prefer: wait=N` 200 when it ended within N seconds. Scope `workflows:run`.
-    #[oai(path = "/workflows/:name/executions", method = "post", operation_id = "create_execution")]
+    #[oai(
+        path = "/workflows/:name/executions",
+        method = "post",
+        operation_id = "create_execution"
+    )]
     async fn create(
         &self,
         _auth: Auth<WorkflowsRun>,
@@ -324,9 +346,13 @@ impl Operations {
             trigger_data: Value::Null,
             idempotency_key: key.map(|key| key.0),
             parent_id: None,
-            trace_id: request.extensions().get::<TraceId>().map(ToString::to_string),
+            trace_id: request
+                .extensions()
+                .get::<TraceId>()
+                .map(ToString::to_string),
         };
-        self.start(start, prefer.0.as_deref().and_then(wait_of)).await
+        self.start(start, prefer.0.as_deref().and_then(wait_of))
+            .await
     }
 
     /// List executions
@@ -365,21 +391,36 @@ impl Operations {
         };
         let rows = executions::list(&self.0.app.core.db, &filter).await?;
         let (page, next_cursor) = answer::page(rows, limit, |last| Cursor(last.id).encode());
-        Ok(Found::new(ExecutionList { data: page.into_iter().map(Into::into).collect(), next_cursor }))
+        Ok(Found::new(ExecutionList {
+            data: page.into_iter().map(Into::into).collect(),
+            next_cursor,
+        }))
     }
 
     /// Get an execution
     ///
     /// Scope `executions:read`.
-    #[oai(path = "/executions/:id", method = "get", operation_id = "get_execution")]
-    async fn get(&self, _auth: Auth<ExecutionsRead>, id: Path<Param<ExecutionId>>) -> ApiResult<Found<ExecutionDetails>> {
+    #[oai(
+        path = "/executions/:id",
+        method = "get",
+        operation_id = "get_execution"
+    )]
+    async fn get(
+        &self,
+        _auth: Auth<ExecutionsRead>,
+        id: Path<Param<ExecutionId>>,
+    ) -> ApiResult<Found<ExecutionDetails>> {
         Ok(Found::new(self.details(execution_id(id)?).await?))
     }
 
     /// List the node runs of an execution
     ///
     /// Its journal: one row per attempt that ended, in order. Scope `executions:read`.
-    #[oai(path = "/executions/:id/node-runs", method = "get", operation_id = "list_node_runs")]
+    #[oai(
+        path = "/executions/:id/node-runs",
+        method = "get",
+        operation_id = "list_node_runs"
+    )]
     async fn node_runs(
         &self,
         _auth: Auth<ExecutionsRead>,
@@ -390,7 +431,9 @@ impl Operations {
         let mut faults = Faults::default();
         let id = faults.path("id", id.0);
         let limit = faults.query("limit", limit.0).unwrap_or_default().0;
-        let after = faults.query("cursor", cursor.0).map_or(-1, |cursor| cursor.0);
+        let after = faults
+            .query("cursor", cursor.0)
+            .map_or(-1, |cursor| cursor.0);
         let id = faults.check(id)?;
         let db = &self.0.app.core.db;
         let rows = node_runs::list(db, id, after, limit as i64 + 1).await?;
@@ -398,14 +441,22 @@ impl Operations {
             return Err(unknown(id));
         }
         let (page, next_cursor) = answer::page(rows, limit, |last| Cursor(last.seq).encode());
-        let data = page.into_iter().map(SentNodeRun::try_from).collect::<Result<_, _>>().map_err(ApiError::internal)?;
+        let data = page
+            .into_iter()
+            .map(SentNodeRun::try_from)
+            .collect::<Result<_, _>>()
+            .map_err(ApiError::internal)?;
         Ok(NodeRunsAnswer(SentNodeRuns { data, next_cursor }))
     }
 
     /// Follow an execution
     ///
     /// First what was, then what happens, up to `execution.finished`. Scope `executions:read`.
-    #[oai(path = "/executions/:id/events", method = "get", operation_id = "execution_events")]
+    #[oai(
+        path = "/executions/:id/events",
+        method = "get",
+        operation_id = "execution_events"
+    )]
     async fn events(
         &self,
         _auth: StreamAuth<ExecutionsRead>,
@@ -419,15 +470,34 @@ impl Operations {
         let after = faults.query("after", after.0);
         let after = faults.parsed_header("last-event-id", last.0).or(after);
         let id = faults.check(id)?;
-        let events = self.0.app.executions.events(id, after).await.map_err(about(id))?;
-        let events = events.map(|event| sse::event(event.seq.map(|seq| seq.to_string()), event.name, &event.data));
-        Ok(Events::until(events, self.0.shutdown.clone().cancelled_owned()))
+        let events = self
+            .0
+            .app
+            .executions
+            .events(id, after)
+            .await
+            .map_err(about(id))?;
+        let events = events.map(|event| {
+            sse::event(
+                event.seq.map(|seq| seq.to_string()),
+                event.name,
+                &event.data,
+            )
+        });
+        Ok(Events::until(
+            events,
+            self.0.shutdown.clone().cancelled_owned(),
+        ))
     }
 
     /// Cancel an execution
     ///
     /// 409 when it has ended. Scope `executions:write`.
-    #[oai(path = "/executions/:id/cancel", method = "post", operation_id = "cancel_execution")]
+    #[oai(
+        path = "/executions/:id/cancel",
+        method = "post",
+        operation_id = "cancel_execution"
+    )]
     async fn cancel(
         &self,
         _auth: Auth<ExecutionsWrite>,

@@ -52,29 +52,57 @@ impl BodyType for KeyCreate {
         let name: Option<String> = fields.required("name");
         match &name {
             Some(name) if name.trim().is_empty() => {
-                fields.fault("name", Wrong::new("string_too_short", "String should have at least 1 character"));
+                fields.fault(
+                    "name",
+                    Wrong::new(
+                        "string_too_short",
+                        "String should have at least 1 character",
+                    ),
+                );
             }
             Some(name) if name.len() > NAME_MAX => {
-                fields.fault("name", Wrong::new("string_too_long", format!("String should have at most {NAME_MAX} characters")));
+                fields.fault(
+                    "name",
+                    Wrong::new(
+                        "string_too_long",
+                        format!("String should have at most {NAME_MAX} characters"),
+                    ),
+                );
             }
             _ => {}
         }
         let scopes = read_scopes(fields);
         let expires_at: Option<DateTime<Utc>> = fields.optional("expires_at");
         if expires_at.is_some_and(|end| end <= Utc::now()) {
-            fields.fault("expires_at", Wrong::new("datetime_future", "Input should be in the future"));
+            fields.fault(
+                "expires_at",
+                Wrong::new("datetime_future", "Input should be in the future"),
+            );
         }
-        Some(Self { name: name?, scopes: scopes?, expires_at })
+        Some(Self {
+            name: name?,
+            scopes: scopes?,
+            expires_at,
+        })
     }
 }
 
 fn read_scopes(fields: &mut Fields) -> Option<Vec<String>> {
     let values: Vec<serde_json::Value> = fields.required("scopes")?;
     if values.is_empty() {
-        fields.fault("scopes", Wrong::new("too_short", "List should have at least 1 item after validation, not 0"));
+        fields.fault(
+            "scopes",
+            Wrong::new(
+                "too_short",
+                "List should have at least 1 item after validation, not 0",
+            ),
+        );
     }
     if values.len() > SCOPES_MAX {
-        let msg = format!("List should have at most {SCOPES_MAX} items after validation, not {}", values.len());
+        let msg = format!(
+            "List should have at most {SCOPES_MAX} items after validation, not {}",
+            values.len()
+        );
         fields.fault("scopes", Wrong::new("too_long", msg));
         return None;
     }
@@ -85,7 +113,10 @@ fn read_scopes(fields: &mut Fields) -> Option<Vec<String>> {
             Ok(_) => fields.fault_at(
                 "scopes",
                 index,
-                Wrong::new("value_error", "Value error, a scope is `*`, `admin` or like `workflows:read`"),
+                Wrong::new(
+                    "value_error",
+                    "Value error, a scope is `*`, `admin` or like `workflows:read`",
+                ),
             ),
             Err(wrong) => fields.fault_at("scopes", index, wrong),
         }
@@ -96,10 +127,14 @@ fn read_scopes(fields: &mut Fields) -> Option<Vec<String>> {
 /// `*`, `admin`, or two names around a colon. Which names mean something depends on what the system has.
 fn is_scope(text: &str) -> bool {
     let name = |part: &str| {
-        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
     };
     let pair = |(resource, action)| name(resource) && name(action);
-    text.len() <= NAME_MAX && (text == "*" || text == "admin" || text.split_once(':').is_some_and(pair))
+    text.len() <= NAME_MAX
+        && (text == "*" || text == "admin" || text.split_once(':').is_some_and(pair))
 }
 
 /// A key as it was made. The only answer that has its secret.
@@ -175,24 +210,54 @@ impl Operations {
             created_at: row.created_at,
             expires_at: row.expires_at,
         };
-        Ok(Found::new(KeyList { data: page.into_iter().map(item).collect(), next_cursor }))
+        Ok(Found::new(KeyList {
+            data: page.into_iter().map(item).collect(),
+            next_cursor,
+        }))
     }
 
     /// Make a key
     ///
     /// The answer is the only one with the secret. A key can give no scope that it does not have. Scope `keys:write`.
     #[oai(path = "/", method = "post", operation_id = "create_key")]
-    async fn create(&self, auth: Auth<KeysWrite>, body: Body<KeyCreate>) -> ApiResult<Created<KeyDetails>> {
+    async fn create(
+        &self,
+        auth: Auth<KeysWrite>,
+        body: Body<KeyCreate>,
+    ) -> ApiResult<Created<KeyDetails>> {
         let mut faults = Faults::default();
         let body = faults.body(body);
-        let KeyCreate { name, scopes, expires_at } = faults.check(body)?;
+        let KeyCreate {
+            name,
+            scopes,
+            expires_at,
+        } = faults.check(body)?;
         check_grant(&auth.0, &scopes)?;
         let secret = keys::generate();
-        let key = NewApiKey { id: KeyId::new(), name, hash: auth::hash(&secret).to_vec(), scopes, expires_at };
-        let ApiKey { id, name, scopes, expires_at, .. } = api_keys::insert(&self.0.app.core.db, &key).await?;
+        let key = NewApiKey {
+            id: KeyId::new(),
+            name,
+            hash: auth::hash(&secret).to_vec(),
+            scopes,
+            expires_at,
+        };
+        let ApiKey {
+            id,
+            name,
+            scopes,
+            expires_at,
+            ..
+        } = api_keys::insert(&self.0.app.core.db, &key).await?;
         self.0.keys.forget();
         let place = format!("/v1/keys/{id}");
-        Ok(Created::new(KeyDetails { id: id.0, name, scopes, expires_at, key: secret }).at(place))
+        Ok(Created::new(KeyDetails {
+            id: id.0,
+            name,
+            scopes,
+            expires_at,
+            key: secret,
+        })
+        .at(place))
     }
 
     /// Revoke a key
@@ -205,7 +270,11 @@ impl Operations {
         let id = faults.check(id)?;
         let revoked = api_keys::revoke(&self.0.app.core.db, id).await;
         self.0.keys.forget();
-        if revoked? { Ok(NoContent) } else { Err(ApiError::not_found(format!("There is no key {id}."))) }
+        if revoked? {
+            Ok(NoContent)
+        } else {
+            Err(ApiError::not_found(format!("There is no key {id}.")))
+        }
     }
 }
 
@@ -236,7 +305,15 @@ mod tests {
         for scope in ["*", "admin", "workflows:read", "line-item:all"] {
             assert!(is_scope(scope), "{scope}");
         }
-        for text in ["", "workflows", ":read", "workflows:", "a:b:c", "a b:c", "**"] {
+        for text in [
+            "",
+            "workflows",
+            ":read",
+            "workflows:",
+            "a:b:c",
+            "a b:c",
+            "**",
+        ] {
             assert!(!is_scope(text), "{text}");
         }
     }
@@ -250,7 +327,13 @@ mod tests {
         };
         let asked = |scope: &str| vec![scope.to_owned()];
         assert!(check_grant(&caller(&["keys:write"]), &asked("workflows:read")).is_err());
-        assert!(check_grant(&caller(&["keys:write", "workflows:read"]), &asked("workflows:read")).is_ok());
+        assert!(
+            check_grant(
+                &caller(&["keys:write", "workflows:read"]),
+                &asked("workflows:read")
+            )
+            .is_ok()
+        );
         assert!(check_grant(&caller(&["keys:write"]), &asked("*")).is_err());
         assert!(check_grant(&caller(&["admin"]), &asked("*")).is_ok());
         assert!(check_grant(&caller(&["*"]), &asked("admin")).is_ok());

@@ -10,22 +10,36 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, hide_secrets, keep_secrets},
+    documents::{
+        DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, hide_secrets,
+        keep_secrets,
+    },
 };
 use crate::http::{
     State,
     answer::{Created, Found, NoContent},
-    auth::{Auth, AgentsRead, CredentialsWrite},
+    auth::{AgentsRead, Auth, CredentialsWrite},
     input::{Body, Cursor, Faults, Limit, Param},
     problem::ApiResult,
 };
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Provider", ProviderCreate, ProviderUpdate, ProviderDetails, ProviderListItem, ProviderList);
+document_types!(
+    "Provider",
+    ProviderCreate,
+    ProviderUpdate,
+    ProviderDetails,
+    ProviderListItem,
+    ProviderList
+);
 
-const KIND: Kind =
-    Kind { name: "Provider", path: "/v1/providers", check, check_enabled: |_, _| Ok(()) };
+const KIND: Kind = Kind {
+    name: "Provider",
+    path: "/v1/providers",
+    check,
+    check_enabled: |_, _| Ok(()),
+};
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
     Ok(())
@@ -77,8 +91,12 @@ impl Operations {
     ///
     /// Its current version. Scope `agents:read`.
     #[oai(path = "/:name", method = "get", operation_id = "get_provider")]
-    async fn get(&self, _auth: Auth<AgentsRead>, name: Path<String>) -> ApiResult<Found<ProviderDetails>> {
-        Ok(Found::new(shown(KIND.get(&self.0, &name)?.into())))
+    async fn get(
+        &self,
+        _auth: Auth<AgentsRead>,
+        name: Path<String>,
+    ) -> ApiResult<Found<ProviderDetails>> {
+        Ok(Found::new(shown(Shown::from(KIND.get(&self.0, &name)?))))
     }
 
     /// Create or replace a provider
@@ -107,14 +125,20 @@ impl Operations {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
-        Ok(Found::new(shown(KIND.patch(&self.0, &name, patch).await?.into())))
+        Ok(Found::new(shown(Shown::from(
+            KIND.patch(&self.0, &name, patch).await?,
+        ))))
     }
 
     /// Delete a provider
     ///
     /// What runs goes on with the version it has. Scope `credentials:write`.
     #[oai(path = "/:name", method = "delete", operation_id = "delete_provider")]
-    async fn delete(&self, _auth: Auth<CredentialsWrite>, name: Path<String>) -> ApiResult<NoContent> {
+    async fn delete(
+        &self,
+        _auth: Auth<CredentialsWrite>,
+        name: Path<String>,
+    ) -> ApiResult<NoContent> {
         KIND.delete(&self.0, &name).await
     }
 }

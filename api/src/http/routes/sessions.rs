@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use callboard_agents::sessions::{self as agent, CancelMode, OpenSession, SendMessage, TranscriptRow, TurnResult};
+use callboard_agents::sessions::{
+    self as agent, CancelMode, OpenSession, SendMessage, TranscriptRow, TurnResult,
+};
 use callboard_runtime::id::SessionId;
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt, future, stream};
@@ -26,7 +28,10 @@ use crate::http::{
     State,
     answer::{self, Accepted, Created, Found, NoContent},
     auth::{AgentsRead, AgentsRun, Auth, StreamAuth},
-    input::{self, Body, BodyType, Cursor, Faults, Fields, IdempotencyKey, Limit, Param, ParamType, Wrong},
+    input::{
+        self, Body, BodyType, Cursor, Faults, Fields, IdempotencyKey, Limit, Param, ParamType,
+        Wrong,
+    },
     problem::{ApiError, ApiResult},
     sse::{self, EVENT_STREAM, Events},
 };
@@ -135,10 +140,22 @@ impl BodyType for MessageCreate {
         let content: Option<String> = fields.required("content");
         match &content {
             Some(text) if text.is_empty() => {
-                fields.fault("content", Wrong::new("string_too_short", "String should have at least 1 character"));
+                fields.fault(
+                    "content",
+                    Wrong::new(
+                        "string_too_short",
+                        "String should have at least 1 character",
+                    ),
+                );
             }
             Some(text) if text.len() > CONTENT_MAX => {
-                fields.fault("content", Wrong::new("string_too_long", format!("String should have at most {CONTENT_MAX} characters")));
+                fields.fault(
+                    "content",
+                    Wrong::new(
+                        "string_too_long",
+                        format!("String should have at most {CONTENT_MAX} characters"),
+                    ),
+                );
             }
             _ => {}
         }
@@ -231,9 +248,12 @@ enum MessageAnswer {
 impl ApiResponse for MessageAnswer {
     fn meta() -> MetaResponses {
         let mut ended = answer::json_meta::<TurnDetails>(200);
-        ended.description = "The turn; with `Accept: text/event-stream` its events up to the one that ends it.";
+        ended.description =
+            "The turn; with `Accept: text/event-stream` its events up to the one that ends it.";
         ended.content.push(sse::stream_meta());
-        MetaResponses { responses: vec![ended, answer::json_meta::<TurnAccepted>(202)] }
+        MetaResponses {
+            responses: vec![ended, answer::json_meta::<TurnAccepted>(202)],
+        }
     }
 
     fn register(registry: &mut Registry) {
@@ -264,8 +284,14 @@ impl BodyType for SessionCancel {
 
     fn read(fields: &mut Fields) -> Option<Self> {
         let mode: Option<String> = fields.optional("mode");
-        if mode.as_ref().is_some_and(|mode| !matches!(mode.as_str(), "now" | "after_tool")) {
-            fields.fault("mode", Wrong::new("literal_error", input::one_of(&["now", "after_tool"])));
+        if mode
+            .as_ref()
+            .is_some_and(|mode| !matches!(mode.as_str(), "now" | "after_tool"))
+        {
+            fields.fault(
+                "mode",
+                Wrong::new("literal_error", input::one_of(&["now", "after_tool"])),
+            );
         }
         Some(Self { mode })
     }
@@ -276,24 +302,37 @@ struct EventId(String);
 
 impl ParamType for EventId {
     fn schema() -> poem_openapi::registry::MetaSchema {
-        poem_openapi::registry::MetaSchema { pattern: Some(r"^\d+(\.\d+)?$".to_owned()), ..String::schema() }
+        poem_openapi::registry::MetaSchema {
+            pattern: Some(r"^\d+(\.\d+)?$".to_owned()),
+            ..String::schema()
+        }
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
-        let number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<i64>().is_ok();
+        let number = |part: &str| {
+            part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<i64>().is_ok()
+        };
         let (seq, offset) = text.split_once('.').unwrap_or((text, "0"));
         if number(seq) && number(offset) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Wrong::new("value_error", "Value error, this is not the id of an event"))
+            Err(Wrong::new(
+                "value_error",
+                "Value error, this is not the id of an event",
+            ))
         }
     }
 }
 
 /// Whether the events of a turn are wanted instead of its result.
 fn wants_stream(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accepted.flat_map(|value| value.split(',')).any(|range| range.split(';').next().unwrap_or_default().trim() == EVENT_STREAM)
+    let accepted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    accepted
+        .flat_map(|value| value.split(','))
+        .any(|range| range.split(';').next().unwrap_or_default().trim() == EVENT_STREAM)
 }
 
 /// The events of one turn, out of those of its session: from its start up to the one that ends it. Turns
@@ -302,7 +341,9 @@ fn of_turn(
     events: impl Stream<Item = agent::StreamEvent> + Send + 'static,
     turn: i64,
 ) -> impl Stream<Item = Event> + Send + 'static {
-    let begun = move |event: &agent::StreamEvent| event.name == "turn.started" && event.data["turn"] == turn;
+    let begun = move |event: &agent::StreamEvent| {
+        event.name == "turn.started" && event.data["turn"] == turn
+    };
     let events = Box::pin(events.skip_while(move |event| future::ready(!begun(event))));
     // Ended by the last event itself, not by the one after it, which may never come.
     stream::unfold(Some(events), |events| async {
@@ -314,7 +355,10 @@ fn of_turn(
 }
 
 fn ends_turn(name: &str) -> bool {
-    matches!(name, "turn.completed" | "turn.failed" | "turn.cancelled" | "turn.limited")
+    matches!(
+        name,
+        "turn.completed" | "turn.failed" | "turn.cancelled" | "turn.limited"
+    )
 }
 
 fn place(id: SessionId) -> String {
@@ -331,7 +375,11 @@ impl Operations {
     /// Open a session
     ///
     /// Scope `agents:run`.
-    #[oai(path = "/agents/:name/sessions", method = "post", operation_id = "create_session")]
+    #[oai(
+        path = "/agents/:name/sessions",
+        method = "post",
+        operation_id = "create_session"
+    )]
     async fn create(
         &self,
         _auth: Auth<AgentsRun>,
@@ -344,7 +392,10 @@ impl Operations {
         let body = faults.body(body);
         faults.check(body)?;
         self.0.takes_work()?;
-        let options = OpenSession { idempotency_key: key.map(|key| key.0), execution_id: None };
+        let options = OpenSession {
+            idempotency_key: key.map(|key| key.0),
+            execution_id: None,
+        };
         let session = self.0.app.sessions.open(&name, options).await?;
         let place = place(session.id);
         Ok(Created::new(session.into()).at(place))
@@ -366,25 +417,47 @@ impl Operations {
         let limit = faults.query("limit", limit.0).unwrap_or_default().0;
         let before = faults.query("cursor", cursor.0).map(|cursor| cursor.0);
         faults.check(Some(()))?;
-        let rows = self.0.app.sessions.list(agent.0.as_deref(), before, limit as i64 + 1).await?;
+        let rows = self
+            .0
+            .app
+            .sessions
+            .list(agent.0.as_deref(), before, limit as i64 + 1)
+            .await?;
         let (page, next_cursor) = answer::page(rows, limit, |last| Cursor(last.id).encode());
-        Ok(Found::new(SessionList { data: page.into_iter().map(Into::into).collect(), next_cursor }))
+        Ok(Found::new(SessionList {
+            data: page.into_iter().map(Into::into).collect(),
+            next_cursor,
+        }))
     }
 
     /// Get a session
     ///
     /// Scope `agents:read`.
     #[oai(path = "/sessions/:id", method = "get", operation_id = "get_session")]
-    async fn get(&self, _auth: Auth<AgentsRead>, id: Path<Param<SessionId>>) -> ApiResult<Found<SessionDetails>> {
+    async fn get(
+        &self,
+        _auth: Auth<AgentsRead>,
+        id: Path<Param<SessionId>>,
+    ) -> ApiResult<Found<SessionDetails>> {
         let id = session_id(id)?;
-        Ok(Found::new(self.0.app.sessions.get(id).await.map_err(about(id))?.into()))
+        Ok(Found::new(
+            self.0.app.sessions.get(id).await.map_err(about(id))?.into(),
+        ))
     }
 
     /// Delete a session
     ///
     /// With its transcript; a running turn is cancelled first. Scope `agents:run`.
-    #[oai(path = "/sessions/:id", method = "delete", operation_id = "delete_session")]
-    async fn delete(&self, _auth: Auth<AgentsRun>, id: Path<Param<SessionId>>) -> ApiResult<NoContent> {
+    #[oai(
+        path = "/sessions/:id",
+        method = "delete",
+        operation_id = "delete_session"
+    )]
+    async fn delete(
+        &self,
+        _auth: Auth<AgentsRun>,
+        id: Path<Param<SessionId>>,
+    ) -> ApiResult<NoContent> {
         let id = session_id(id)?;
         self.0.app.sessions.delete(id).await.map_err(about(id))?;
         Ok(NoContent)
@@ -394,7 +467,11 @@ impl Operations {
     ///
     /// Answers when the turn ended, or streams its events with `Accept: text/event-stream`. A disconnect cancels
     /// nothing. Scope `agents:run`.
-    #[oai(path = "/sessions/:id/messages", method = "post", operation_id = "create_message")]
+    #[oai(
+        path = "/sessions/:id/messages",
+        method = "post",
+        operation_id = "create_message"
+    )]
     async fn send(
         &self,
         _auth: Auth<AgentsRun>,
@@ -411,18 +488,34 @@ impl Operations {
         let body = faults.body(body);
         let (id, body) = faults.check(id.zip(body))?;
         self.0.takes_work()?;
-        let message = SendMessage { content: body.content, idempotency_key: key.map(|key| key.0) };
+        let message = SendMessage {
+            content: body.content,
+            idempotency_key: key.map(|key| key.0),
+        };
         let sessions = &self.0.app.sessions;
         let accepted = sessions.send(id, message).await.map_err(about(id))?;
         if wants_stream(request.headers()) {
-            let events = sessions.events(id, Some(&accepted.after_seq.to_string())).await.map_err(about(id))?;
-            return Ok(MessageAnswer::Stream(Events::new(of_turn(events, accepted.turn))));
+            let events = sessions
+                .events(id, Some(&accepted.after_seq.to_string()))
+                .await
+                .map_err(about(id))?;
+            return Ok(MessageAnswer::Stream(Events::new(of_turn(
+                events,
+                accepted.turn,
+            ))));
         }
-        let turn = sessions.turn(id, accepted.turn, TURN_WAIT).await.map_err(about(id))?;
+        let turn = sessions
+            .turn(id, accepted.turn, TURN_WAIT)
+            .await
+            .map_err(about(id))?;
         Ok(match turn {
             Some(turn) => MessageAnswer::Turn(Box::new(turn)),
             None => MessageAnswer::GoesOn(
-                Accepted::new(TurnAccepted { session_id: id.0, turn: accepted.turn }).at(place(id)),
+                Accepted::new(TurnAccepted {
+                    session_id: id.0,
+                    turn: accepted.turn,
+                })
+                .at(place(id)),
             ),
         })
     }
@@ -430,7 +523,11 @@ impl Operations {
     /// List the messages of a session
     ///
     /// Oldest first. Scope `agents:read`.
-    #[oai(path = "/sessions/:id/messages", method = "get", operation_id = "list_messages")]
+    #[oai(
+        path = "/sessions/:id/messages",
+        method = "get",
+        operation_id = "list_messages"
+    )]
     async fn messages(
         &self,
         _auth: Auth<AgentsRead>,
@@ -441,17 +538,32 @@ impl Operations {
         let mut faults = Faults::default();
         let id = faults.path("id", id.0);
         let limit = faults.query("limit", limit.0).unwrap_or_default().0;
-        let after = faults.query("cursor", cursor.0).map_or(0, |cursor| cursor.0);
+        let after = faults
+            .query("cursor", cursor.0)
+            .map_or(0, |cursor| cursor.0);
         let id = faults.check(id)?;
-        let rows = self.0.app.sessions.transcript(id, after, limit as i64 + 1).await.map_err(about(id))?;
+        let rows = self
+            .0
+            .app
+            .sessions
+            .transcript(id, after, limit as i64 + 1)
+            .await
+            .map_err(about(id))?;
         let (page, next_cursor) = answer::page(rows, limit, |last| Cursor(last.seq).encode());
-        Ok(Found::new(MessageList { data: page.into_iter().map(Into::into).collect(), next_cursor }))
+        Ok(Found::new(MessageList {
+            data: page.into_iter().map(Into::into).collect(),
+            next_cursor,
+        }))
     }
 
     /// Follow a session
     ///
     /// First what was, then what happens. Scope `agents:read`.
-    #[oai(path = "/sessions/:id/events", method = "get", operation_id = "session_events")]
+    #[oai(
+        path = "/sessions/:id/events",
+        method = "get",
+        operation_id = "session_events"
+    )]
     async fn events(
         &self,
         _auth: StreamAuth<AgentsRead>,
@@ -465,15 +577,29 @@ impl Operations {
         let after = faults.query("after", after.0);
         let after = faults.parsed_header("last-event-id", last.0).or(after);
         let id = faults.check(id)?;
-        let events = self.0.app.sessions.events(id, after.as_ref().map(|after| after.0.as_str())).await;
-        let events = events.map_err(about(id))?.map(|event| sse::event(Some(event.id), &event.name, &event.data));
-        Ok(Events::until(events, self.0.shutdown.clone().cancelled_owned()))
+        let events = self
+            .0
+            .app
+            .sessions
+            .events(id, after.as_ref().map(|after| after.0.as_str()))
+            .await;
+        let events = events
+            .map_err(about(id))?
+            .map(|event| sse::event(Some(event.id), &event.name, &event.data));
+        Ok(Events::until(
+            events,
+            self.0.shutdown.clone().cancelled_owned(),
+        ))
     }
 
     /// Cancel the running turn
     ///
     /// 409 when none is running. Scope `agents:run`.
-    #[oai(path = "/sessions/:id/cancel", method = "post", operation_id = "cancel_session")]
+    #[oai(
+        path = "/sessions/:id/cancel",
+        method = "post",
+        operation_id = "cancel_session"
+    )]
     async fn cancel(
         &self,
         _auth: Auth<AgentsRun>,
@@ -488,7 +614,12 @@ impl Operations {
             Some("after_tool") => CancelMode::AfterTool,
             _ => CancelMode::Now,
         };
-        self.0.app.sessions.cancel(id, mode).await.map_err(about(id))?;
+        self.0
+            .app
+            .sessions
+            .cancel(id, mode)
+            .await
+            .map_err(about(id))?;
         let session = self.0.app.sessions.get(id).await.map_err(about(id))?;
         Ok(Accepted::new(session.into()).at(place(id)))
     }
@@ -508,7 +639,11 @@ mod tests {
     use super::*;
 
     fn event(seq: i64, name: &str, data: Value) -> agent::StreamEvent {
-        agent::StreamEvent { id: seq.to_string(), name: name.to_owned(), data }
+        agent::StreamEvent {
+            id: seq.to_string(),
+            name: name.to_owned(),
+            data,
+        }
     }
 
     #[tokio::test]
@@ -528,13 +663,19 @@ mod tests {
             })
             .collect()
             .await;
-        assert_eq!(names, ["6 turn.started", "7 message.completed", "8 turn.limited"]);
+        assert_eq!(
+            names,
+            ["6 turn.started", "7 message.completed", "8 turn.limited"]
+        );
     }
 
     #[test]
     fn a_stream_is_sent_to_whom_accepts_one() {
         let accepts = |value: &'static str| {
-            wants_stream(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))]))
+            wants_stream(&HeaderMap::from_iter([(
+                header::ACCEPT,
+                HeaderValue::from_static(value),
+            )]))
         };
         assert!(accepts("text/event-stream"));
         assert!(accepts("application/json, text/event-stream;q=0.9"));

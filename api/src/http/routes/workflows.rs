@@ -26,9 +26,21 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Workflow", WorkflowCreate, WorkflowUpdate, WorkflowDetails, WorkflowListItem, WorkflowList);
+document_types!(
+    "Workflow",
+    WorkflowCreate,
+    WorkflowUpdate,
+    WorkflowDetails,
+    WorkflowListItem,
+    WorkflowList
+);
 
-const KIND: Kind = Kind { name: "Workflow", path: "/v1/workflows", check, check_enabled };
+const KIND: Kind = Kind {
+    name: "Workflow",
+    path: "/v1/workflows",
+    check,
+    check_enabled,
+};
 
 /// Compiles it, and refuses webhooks that another workflow has.
 fn check(state: &State, document: &Document) -> ApiResult<()> {
@@ -43,7 +55,6 @@ fn check_enabled(state: &State, document: &StoredDocument) -> ApiResult<()> {
         None => Ok(()),
     }
 }
-
 
 #[OpenApi(prefix_path = "/v1/workflows", tag = "Tag::Workflows")]
 impl Operations {
@@ -80,8 +91,14 @@ impl Operations {
     ///
     /// Its current version. Scope `workflows:read`.
     #[oai(path = "/:name", method = "get", operation_id = "get_workflow")]
-    async fn get(&self, _auth: Auth<WorkflowsRead>, name: Path<String>) -> ApiResult<Found<WorkflowDetails>> {
-        Ok(Found::new(WorkflowDetails::from(KIND.get(&self.0, &name)?.into())))
+    async fn get(
+        &self,
+        _auth: Auth<WorkflowsRead>,
+        name: Path<String>,
+    ) -> ApiResult<Found<WorkflowDetails>> {
+        Ok(Found::new(WorkflowDetails::from(Shown::from(
+            KIND.get(&self.0, &name)?,
+        ))))
     }
 
     /// Create or replace a workflow
@@ -94,7 +111,8 @@ impl Operations {
         name: Path<String>,
         body: DocumentBody<WorkflowUpdate>,
     ) -> ApiResult<Stored<WorkflowDetails>> {
-        KIND.replace(&self.0, &name, body, |_, _| {}, WorkflowDetails::from).await
+        KIND.replace(&self.0, &name, body, |_, _| {}, WorkflowDetails::from)
+            .await
     }
 
     /// Enable or disable a workflow
@@ -110,21 +128,31 @@ impl Operations {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
-        Ok(Found::new(WorkflowDetails::from(KIND.patch(&self.0, &name, patch).await?.into())))
+        Ok(Found::new(WorkflowDetails::from(Shown::from(
+            KIND.patch(&self.0, &name, patch).await?,
+        ))))
     }
 
     /// Delete a workflow
     ///
     /// What runs goes on with the version it has. Scope `workflows:write`.
     #[oai(path = "/:name", method = "delete", operation_id = "delete_workflow")]
-    async fn delete(&self, _auth: Auth<WorkflowsWrite>, name: Path<String>) -> ApiResult<NoContent> {
+    async fn delete(
+        &self,
+        _auth: Auth<WorkflowsWrite>,
+        name: Path<String>,
+    ) -> ApiResult<NoContent> {
         KIND.delete(&self.0, &name).await
     }
 
     /// List the versions of a workflow
     ///
     /// Newest first. Scope `workflows:read`.
-    #[oai(path = "/:name/versions", method = "get", operation_id = "list_workflow_versions")]
+    #[oai(
+        path = "/:name/versions",
+        method = "get",
+        operation_id = "list_workflow_versions"
+    )]
     async fn versions(
         &self,
         _auth: Auth<WorkflowsRead>,
@@ -136,6 +164,8 @@ impl Operations {
         let limit = faults.query("limit", limit.0).unwrap_or_default();
         let before = faults.query("cursor", cursor.0);
         faults.check(Some(()))?;
-        Ok(Found::new(KIND.versions(&self.0, &name, limit, before).await?))
+        Ok(Found::new(
+            KIND.versions(&self.0, &name, limit, before).await?,
+        ))
     }
 }
