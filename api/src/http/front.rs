@@ -42,8 +42,8 @@ impl Front {
         let operations = docs.operations();
         let routes = Route::new()
             .at("/hooks/*path", hooks::Receiver)
-            .at("/openapi.json", docs.document())
-            .at("/docs", docs.page())
+            .at("/openapi.json", poem::get(docs.document()))
+            .at("/docs", poem::get(docs.page()))
             .nest_no_strip("/", service)
             .map_to_response()
             .boxed();

@@ -178,6 +178,9 @@ fn add_hooks(document: &mut Value) {
     }
 }
 
+/// Paths that can only be read and are not in the document, since they show it.
+const UNDOCUMENTED: [&str; 2] = ["/openapi.json", "/docs"];
+
 /// Which methods each path has, as the document says.
 pub struct Operations(Vec<(Vec<Segment>, String)>);
 
@@ -206,6 +209,9 @@ impl Operations {
                 (segments(path), methods.join(", "))
             })
             .collect();
+        for path in UNDOCUMENTED {
+            all.push((segments(path), "GET, HEAD".to_owned()));
+        }
         // Fixed segments win over parameters.
         all.sort_by_key(|(segments, _)| {
             segments

@@ -317,7 +317,7 @@ impl StdError for ApiError {}
 
 impl ResponseError for ApiError {
     fn status(&self) -> StatusCode {
-        self.0.status
+        ApiError::status(self)
     }
 }
 
@@ -431,7 +431,7 @@ impl From<Vec<document::Fault>> for ApiError {
 }
 
 /// The statuses any operation may answer besides its own.
-const ANSWERS: [(u16, &str); 11] = [
+const ANSWERS: [(u16, &str); 10] = [
     (401, "No key, or not a valid one."),
     (403, "The key lacks a scope, which `scope` names."),
     (404, "There is no such thing."),
@@ -448,7 +448,6 @@ const ANSWERS: [(u16, &str); 11] = [
         503,
         "The host is stopping, or its database does not answer; `Retry-After` says when to try again.",
     ),
-    (405, "The path does not have this method."),
 ];
 
 impl ApiResponse for ApiError {
@@ -471,11 +470,7 @@ impl ApiResponse for ApiError {
             headers: vec![],
         };
         MetaResponses {
-            responses: ANSWERS
-                .iter()
-                .filter(|(status, _)| *status != 405)
-                .map(answer)
-                .collect(),
+            responses: ANSWERS.iter().map(answer).collect(),
         }
     }
 

@@ -133,6 +133,10 @@ struct MessageCreate {
     /// Text.
     #[oai(validator(min_length = 1, max_length = 1048576))]
     content: String,
+    /// Files beside the text; none are taken yet.
+    #[allow(dead_code, reason = "read by the schema only")]
+    #[oai(validator(max_items = 0))]
+    attachments: Option<Vec<Value>>,
 }
 
 impl BodyType for MessageCreate {
@@ -159,7 +163,14 @@ impl BodyType for MessageCreate {
             }
             _ => {}
         }
-        content.map(|content| Self { content })
+        let attachments: Option<Vec<Value>> = fields.optional("attachments");
+        if attachments.is_some_and(|attachments| !attachments.is_empty()) {
+            fields.fault(
+                "attachments",
+                Wrong::new("value_error", "Value error, messages cannot have attachments yet"),
+            );
+        }
+        content.map(|content| Self { content, attachments: None })
     }
 }
 
