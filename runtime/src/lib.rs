@@ -19,3 +19,5 @@ pub mod provider;
 pub mod schema;
 pub mod store;
 pub mod tool;
+pub mod actors;
+mod graphs;
