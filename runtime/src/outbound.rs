@@ -303,7 +303,10 @@ impl OutboundClient {
         hop: &Hop,
         redirected: bool,
     ) -> Result<reqwest::Response, OutboundError> {
-        check_form(&hop.url)?;
+        check_form(&hop.url).map_err(|fault| match redirected {
+            true => OutboundError::Redirect("the redirect leads to no URL that can be sent to"),
+            false => fault,
+        })?;
         self.rules
             .check_literal(&hop.url)
             .map_err(|refused| OutboundError::refused(refused, redirected))?;

@@ -207,7 +207,7 @@ async fn a_redirect_to_a_private_address_is_refused() {
             .await
             .unwrap_err();
         assert!(
-            matches!(fault, OutboundError::InvalidUrl(_)),
+            matches!(fault, OutboundError::Redirect(_)),
             "{target}: {fault:?}"
         );
     }
