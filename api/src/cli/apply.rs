@@ -20,8 +20,8 @@ use super::{
 const CHANGES_SHOWN: usize = 20;
 /// How long a shown value may be, in characters.
 const VALUE_CHARS_SHOWN: usize = 60;
-/// Members that a server may keep to itself, so that their absence says nothing.
-const SECRETS: [&str; 2] = ["api_key", "data"];
+/// What a server shows in place of a secret that it holds.
+const HIDDEN: &str = "***";
 
 /// Flags of `apply`.
 #[derive(clap::Args)]
@@ -124,36 +124,45 @@ async fn apply_one(
         return Ok(applied);
     };
     let version = stored.get("version").and_then(Value::as_i64);
-    applied.changes = changes_between(&stored, &document.body);
+    let (changes, hidden) = changes_between(&stored, &document.body);
+    applied.changes = changes;
     applied.version = version;
     applied.result = if applied.changes.is_empty() {
         "unchanged"
     } else {
         "changed"
     };
-    if applied.result == "changed" && !dry_run {
+    if (hidden || applied.result == "changed") && !dry_run {
         let answer = client.with_body(Method::PUT, &path, &document.body).await?;
         applied.version = answer.get("version").and_then(Value::as_i64);
-        if applied.version.is_some() && applied.version == version {
-            // It only differed in what the server does not show, or in how it is written.
-            applied.result = "unchanged";
-            applied.changes.clear();
-        }
+        // Only the server can compare what it does not show.
+        applied.result = if applied.version == version {
+            "unchanged"
+        } else {
+            "changed"
+        };
     }
     Ok(applied)
 }
 
-/// How a stored document differs from the one in the file.
-fn changes_between(stored: &Value, body: &Value) -> Vec<Change> {
+/// How a stored document differs from the one in the file, and whether it may differ in secrets besides.
+fn changes_between(stored: &Value, body: &Value) -> (Vec<Change>, bool) {
     let mut changes = Vec::new();
     for part in ["metadata", "spec"] {
         compare(part, stored.get(part), body.get(part), &mut changes);
     }
-    changes
+    let all = changes.len();
+    changes.retain(|change| !is_hidden(change.old.as_ref()));
+    let hidden = changes.len() < all;
+    (changes, hidden)
+}
+
+fn is_hidden(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| value == HIDDEN)
 }
 
 fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, changes: &mut Vec<Change>) {
-    if old == new || is_hidden(path, old) {
+    if old == new {
         return;
     }
     match (old, new) {
@@ -237,19 +246,6 @@ fn names(list: &[Value]) -> Option<BTreeMap<&str, usize>> {
     (names.len() == list.len()).then_some(names)
 }
 
-/// Whether the server may hold a value here that it does not show.
-fn is_hidden(path: &str, old: Option<&Value>) -> bool {
-    let secret = SECRETS.iter().any(|name| path == format!("spec.{name}"));
-    let unshown = match old {
-        None | Some(Value::Null) => true,
-        Some(Value::String(text)) => {
-            text.is_empty() || text.chars().all(|c| c == '*' || c == '•') || text == "[redacted]"
-        }
-        Some(_) => false,
-    };
-    secret && unshown
-}
-
 /// The faults of a 422 with their places in the file.
 fn faults_of(document: &Document, refusal: &Refusal) -> Vec<Fault> {
     let details = refusal
@@ -330,12 +326,47 @@ fn print(applied: &Applied, output: &Output) {
 
 fn describe(change: &Change) -> String {
     let show = |value: &Value| shorten(&harmless(&value.to_string()), VALUE_CHARS_SHOWN);
-    match (&change.old, &change.new) {
+    let new = change
+        .new
+        .as_ref()
+        .map(|value| without_secrets(&change.path, value));
+    match (&change.old, &new) {
         (Some(old), Some(new)) => format!("~ {}: {} -> {}", change.path, show(old), show(new)),
         (None, Some(new)) => format!("+ {}: {}", change.path, show(new)),
         (Some(old), None) => format!("- {}: {}", change.path, show(old)),
         (None, None) => change.path.clone(),
     }
+}
+
+/// The value of the member `name` as it may be printed: a terminal keeps what it has shown.
+fn without_secrets(name: &str, value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let shown = members
+                .iter()
+                .map(|(name, value)| (name.clone(), without_secrets(name, value)));
+            Value::Object(shown.collect())
+        }
+        Value::Array(elements) => elements
+            .iter()
+            .map(|value| without_secrets(name, value))
+            .collect(),
+        Value::String(text) if is_secret(name) && !text.starts_with("${") => HIDDEN.into(),
+        other => other.clone(),
+    }
+}
+
+fn is_secret(path: &str) -> bool {
+    let name = path
+        .rsplit('.')
+        .next()
+        .unwrap_or(path)
+        .to_ascii_lowercase()
+        .replace('-', "_");
+    ["api_key", "apikey", "secret", "password", "authorization"]
+        .iter()
+        .any(|word| name.contains(word))
+        || name.ends_with("token")
 }
 
 fn summarise(applied: &[Applied], dry_run: bool, output: &Output) {
@@ -358,7 +389,13 @@ fn summarise(applied: &[Applied], dry_run: bool, output: &Output) {
             let changes: Vec<Value> = one
                 .changes
                 .iter()
-                .map(|change| json!({"path": change.path, "old": change.old, "new": change.new}))
+                .map(|change| {
+                    let new = change
+                        .new
+                        .as_ref()
+                        .map(|value| without_secrets(&change.path, value));
+                    json!({"path": change.path, "old": change.old, "new": new})
+                })
                 .collect();
             json!({"kind": one.kind, "name": one.name, "file": one.file, "result": one.result,
                    "version": one.version, "changes": changes})
@@ -428,21 +465,24 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_the_server_keeps_to_itself_is_no_change() {
-        assert!(
-            paths(
-                json!({"type": "openai"}),
-                json!({"type": "openai", "api_key": "${KEY:}"})
-            )
-            .is_empty()
+    fn a_secret_that_the_server_hides_is_left_to_the_server_to_compare() {
+        let stored = json!({"spec": {"type": "openai", "api_key": "***"}});
+        let body = json!({"spec": {"type": "openai", "api_key": "sk-1"}});
+        assert_eq!(changes_between(&stored, &body), (vec![], true));
+    }
+
+    #[test]
+    fn a_new_secret_is_not_printed() {
+        let shown = paths(
+            json!({}),
+            json!({"api_key": "sk-1", "headers": {"Authorization": "Bearer x"}}),
         );
         assert_eq!(
-            paths(
-                json!({"type": "openai"}),
-                json!({"type": "openai", "model": "x"})
-            )
-            .len(),
-            1
+            shown,
+            [
+                "+ spec.api_key: \"***\"",
+                "+ spec.headers: {\"Authorization\":\"***\"}"
+            ]
         );
     }
 

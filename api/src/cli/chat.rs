@@ -253,6 +253,15 @@ impl Conversation {
                 let rest = self.more(&member(data, "message_id"), Some(0), &content);
                 format!("{rest}{}", self.close())
             }
+            "message.retracted" => {
+                self.shown.remove(&member(data, "message_id"));
+                self.note(&self.paint.yellow("the answer broke off; asking again"))
+            }
+            "answer.rejected" => self.note(&self.paint.yellow(&format!(
+                "not the agreed form: {}",
+                one_line(&member(data, "reason"))
+            ))),
+            "turn.resumed" => self.note(&self.paint.yellow("going on after an interruption")),
             "tool_call.started" => self.tool_started(data),
             "tool_call.finished" => self.tool_finished(data),
             "approval.requested" => {

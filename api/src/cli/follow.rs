@@ -195,7 +195,6 @@ impl Drawing {
             run.item,
             &format!("{}{}", self.paint.dim(&note), self.paint.dim(&beside)),
         );
-        self.forget(&run.step, run.item);
         self.running.push(run);
         if self.terminal {
             Vec::new()
@@ -244,15 +243,14 @@ impl Drawing {
                 format!("{}{port}{tries}", self.paint.dim(&took)),
             ),
             "failed" => {
-                let error = error_words(data.get("error"));
-                (
-                    self.paint.red("✗"),
-                    format!(
-                        "{}{tries}  {}{port}",
-                        self.paint.dim(&took),
-                        self.paint.red(&error)
-                    ),
-                )
+                let error = self.paint.red(&error_words(data.get("error")));
+                let again = time(data, "retry_at").map(|retry| {
+                    let pause = duration_ms((retry - at).num_milliseconds() as f64);
+                    self.paint.yellow(&format!("  again in {pause}"))
+                });
+                let again = again.unwrap_or_default();
+                let note = format!("{}{tries}  {error}{again}{port}", self.paint.dim(&took));
+                (self.paint.red("✗"), note)
             }
             other => (self.paint.yellow("–"), self.paint.yellow(&one_line(other))),
         };
@@ -311,12 +309,14 @@ impl Drawing {
         lines
     }
 
+    /// Forgets a run that ended. Where a server does not say which element of a `map` began, any of the step will do.
     fn forget(&mut self, step: &str, item: Option<i64>) {
-        if let Some(place) = self
-            .running
-            .iter()
-            .position(|run| run.step == step && run.item == item)
-        {
+        let place = |item| {
+            self.running
+                .iter()
+                .position(|run| run.step == step && run.item == item)
+        };
+        if let Some(place) = place(item).or_else(|| place(None)) {
             self.running.remove(place);
         }
     }
@@ -490,7 +490,7 @@ mod tests {
                     "node.finished",
                     "swift",
                     40,
-                    json!({"status": "failed", "duration_ms": 38, "error": {"code": "http_status", "message": "503\nbusy"}}),
+                    json!({"status": "failed", "duration_ms": 38, "retry_at": stamp(540), "error": {"code": "http_status", "message": "503\nbusy"}}),
                 ),
                 node("node.started", "swift", 550, json!({"attempt": 2})),
                 node(
@@ -518,7 +518,7 @@ mod tests {
                 "    +0ms ✓ trigger            0ms",
                 "    +2ms ▸ swift              http.request",
                 "    +2ms ▸ steady             http.request  beside swift",
-                "   +40ms ✗ swift              38ms  attempt 1  http_status: 503 busy",
+                "   +40ms ✗ swift              38ms  attempt 1  http_status: 503 busy  again in 500ms",
                 "  +550ms ↻ swift              http.request  attempt 2  beside steady",
                 "  +600ms ✓ steady             598ms",
                 "  +1.24s ✓ swift              690ms  → true  attempt 2",
