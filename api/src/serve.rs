@@ -24,7 +24,7 @@ use callboard_runtime::{
     outbound::OutboundPolicy,
     postgres::PrivatePostgres,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -43,7 +43,10 @@ use crate::{
     http::{self, App, ServeOptions, keys},
 };
 
-/// A host that serves.
+/// How long a host waits between attempts to join again.
+const REJOIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// A host that serves, over all its incarnations.
 pub struct Host {
     /// Where clients reach it, such as `http://127.0.0.1:8080`.
     pub url: String,
@@ -53,15 +56,20 @@ pub struct Host {
     pub key_file: PathBuf,
     /// The key was made just now.
     pub first_start: bool,
+    config: Config,
+    /// Kept over all incarnations, so that the port is never free for another program.
+    listener: std::net::TcpListener,
+    postgres: Option<PrivatePostgres>,
+    incarnation: Incarnation,
+    stop: CancellationToken,
+}
+
+/// A host under one id: it ends when the process stops or when others have fenced it.
+struct Incarnation {
     core: Core,
     executions: Executions,
-    sessions: Sessions,
-    postgres: Option<PrivatePostgres>,
-    server_file: PathBuf,
     shutdown: CancellationToken,
     served: JoinHandle<io::Result<()>>,
-    drain_timeout: Duration,
-    stop: CancellationToken,
 }
 
 /// Serves until a signal, having said where.
@@ -76,9 +84,7 @@ impl Host {
     pub async fn start(config: Config, mut loaded: Loaded) -> Result<Self, Failure> {
         // From here on a signal is a wish to stop, not the end of the process.
         let stop = stop_signal()?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|error| cannot_listen(config.listen, &error))?;
+        let listener = listen(config.listen)?;
         if !config.load.is_empty() {
             let read = documents::read_paths(&config.load)?;
             loaded.documents.extend(read.documents);
@@ -94,7 +100,7 @@ impl Host {
         })?;
         let starting = async {
             let postgres = start_database(&config).await?;
-            Self::start_on(config, loaded, listener, postgres, stop.clone()).await
+            Self::start_on(config, &loaded.documents, listener, postgres, stop.clone()).await
         };
         tokio::select! {
             started = starting => started,
@@ -104,63 +110,25 @@ impl Host {
 
     async fn start_on(
         config: Config,
-        loaded: Loaded,
-        listener: TcpListener,
+        documents: &[Document],
+        listener: std::net::TcpListener,
         postgres: Option<PrivatePostgres>,
         stop: CancellationToken,
     ) -> Result<Self, Failure> {
-        let core = Core::connect(core_config(&config, postgres.as_ref())?)
-            .await
-            .map_err(failed("cannot use the database"))?;
         let (key_file, admin_key, first_start) = admin_key(&config)?;
-        keys::ensure_admin_key(&core, &admin_key)
-            .await
-            .map_err(failed("cannot store the admin key"))?;
-        store(&core, &loaded.documents).await?;
-
-        let mut nodes = NodeRegistry::default();
-        callboard_nodes::register(&mut nodes, core.outbound.clone());
-        let late_sessions = callboard_agents::node::register(&mut nodes);
-        let nodes = Arc::new(nodes);
-        let executions = Executions::start_manager(core.clone(), Arc::clone(&nodes))
-            .await
-            .map_err(failed("cannot start executions"))?;
-        let sessions = Sessions::start(core.clone(), executions.clone(), Arc::clone(&nodes))
-            .await
-            .map_err(failed("cannot start sessions"))?;
-        late_sessions.set(sessions.clone());
-
+        let core = core_config(&config, postgres.as_ref())?;
         let address = listener.local_addr().map_err(failed("cannot listen"))?;
-        let shutdown = CancellationToken::new();
-        let app = App {
-            core: core.clone(),
-            executions: executions.clone(),
-            sessions: sessions.clone(),
-            nodes,
-        };
-        let served = tokio::spawn(http::serve(
-            app,
-            ServeOptions {
-                listener,
-                no_auth: !config.auth,
-                max_body: config.body_bytes_max,
-                shutdown: shutdown.clone(),
-                drain_timeout: config.drain_timeout,
-            },
-        ));
+        let incarnation =
+            Incarnation::start(&config, core, &listener, Some((&admin_key, documents))).await?;
         let host = Self {
             url: format!("http://{}", reachable(address)),
             admin_key,
             key_file,
             first_start,
-            core,
-            executions,
-            sessions,
+            config,
+            listener,
             postgres,
-            server_file: config.data_dir.join(SERVER_FILE),
-            shutdown,
-            served,
-            drain_timeout: config.drain_timeout,
+            incarnation,
             stop,
         };
         host.record();
@@ -188,10 +156,21 @@ impl Host {
 
     /// Tells clients on this machine where the server is. They can be told by hand, so failing here stops nothing.
     fn record(&self) {
-        let told =
-            json!({"url": self.url, "pid": std::process::id(), "host_id": self.core.host_id});
-        if let Err(error) = fs::write(&self.server_file, format!("{told}\n")) {
-            tracing::warn!(%error, file = %self.server_file.display(), "clients will have to be told the address");
+        let file = self.config.data_dir.join(SERVER_FILE);
+        let told = json!({"url": self.url, "pid": std::process::id()});
+        if let Err(error) = fs::write(&file, format!("{told}\n")) {
+            tracing::warn!(%error, file = %file.display(), "clients will have to be told the address");
+        }
+    }
+
+    /// Takes back what [`Host::record`] told, unless another process has told something else since.
+    fn forget(&self) {
+        let file = self.config.data_dir.join(SERVER_FILE);
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let told: Value = serde_json::from_str(&text).unwrap_or_default();
+        if told["pid"] == std::process::id() {
+            // One that stays behind only leads to a server that is not there.
+            let _ = fs::remove_file(&file);
         }
     }
 
@@ -200,14 +179,17 @@ impl Host {
         self.stop.cancelled().await;
     }
 
-    /// Serves until a signal, then stops.
+    /// Serves until a signal, then stops. A host that others have fenced goes on under a new id.
     pub async fn run(mut self) -> Result<(), Failure> {
-        tokio::select! {
-            () = self.stop.cancelled() => self.stop().await,
-            served = &mut self.served => {
-                // Nothing else ends it: the listener is broken.
-                self.stop_parts().await;
-                outcome(served)
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return self.stop().await,
+                () = self.incarnation.fenced() => self.rejoin().await?,
+                served = &mut self.incarnation.served => {
+                    // Nothing else ends it: the listener is broken.
+                    self.finish().await;
+                    return outcome(served);
+                }
             }
         }
     }
@@ -215,30 +197,124 @@ impl Host {
     /// Lets what runs finish for as long as the configuration says, then stops everything.
     pub async fn stop(mut self) -> Result<(), Failure> {
         tracing::info!("stopping; a second signal stops at once");
-        self.shutdown.cancel();
-        let served = (&mut self.served).await;
-        self.stop_parts().await;
+        let served = self.incarnation.drain(self.config.drain_timeout).await;
+        self.finish().await;
         outcome(served)
     }
 
-    /// Stops the engine, then the database it writes to.
-    async fn stop_parts(&mut self) {
-        // Another process may have taken the data directory over and told its own address.
-        let own = fs::read_to_string(&self.server_file)
-            .is_ok_and(|text| text.contains(&self.core.host_id.to_string()));
-        if own {
-            let _ = fs::remove_file(&self.server_file);
-        }
-        self.executions.drain(self.drain_timeout).await;
-        self.sessions.drain(self.drain_timeout).await;
-        self.core.close().await;
+    async fn finish(&mut self) {
+        self.forget();
+        self.incarnation.core.shutdown().await;
         if let Some(postgres) = self.postgres.take() {
             postgres.shutdown().await;
         }
     }
+
+    /// Ends the fenced incarnation, which may not write any more, and begins an empty one. Goes on trying until it
+    /// is asked to stop: the database may be away.
+    async fn rejoin(&mut self) -> Result<(), Failure> {
+        tracing::warn!(
+            "this host was fenced: others have taken over what it ran; it goes on under a new id"
+        );
+        let _ = self.incarnation.drain(Duration::ZERO).await;
+        self.incarnation.core.shutdown().await;
+        while !self.stop.is_cancelled() {
+            let core = core_config(&self.config, self.postgres.as_ref())?;
+            match Incarnation::start(&self.config, core, &self.listener, None).await {
+                Ok(next) => {
+                    self.incarnation = next;
+                    break;
+                }
+                Err(failure) => tracing::error!(%failure, "this host cannot join; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REJOIN_PAUSE) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
 }
 
-fn outcome(served: Result<io::Result<()>, tokio::task::JoinError>) -> Result<(), Failure> {
+impl Incarnation {
+    /// Joins under a new id and serves. The first one makes the admin key known and stores the documents to load; a
+    /// later one leaves both as they have become.
+    async fn start(
+        config: &Config,
+        core: core::Config,
+        listener: &std::net::TcpListener,
+        first: Option<(&str, &[Document])>,
+    ) -> Result<Self, Failure> {
+        let core = Core::connect(core)
+            .await
+            .map_err(failed("cannot use the database"))?;
+        if let Some((admin_key, documents)) = first {
+            keys::ensure_admin_key(&core, admin_key)
+                .await
+                .map_err(failed("cannot store the admin key"))?;
+            store(&core, documents).await?;
+        }
+        let mut nodes = NodeRegistry::default();
+        callboard_nodes::register(&mut nodes, core.outbound.clone());
+        let late_sessions = callboard_agents::node::register(&mut nodes);
+        let nodes = Arc::new(nodes);
+        let executions = Executions::start_manager(core.clone(), Arc::clone(&nodes))
+            .await
+            .map_err(failed("cannot start executions"))?;
+        let sessions = Sessions::start(core.clone(), executions.clone(), Arc::clone(&nodes))
+            .await
+            .map_err(failed("cannot start sessions"))?;
+        late_sessions.set(sessions.clone());
+
+        let shutdown = CancellationToken::new();
+        let listener = listener
+            .try_clone()
+            .and_then(TcpListener::from_std)
+            .map_err(failed("cannot listen"))?;
+        let app = App {
+            core: core.clone(),
+            executions: executions.clone(),
+            sessions,
+            nodes,
+        };
+        let served = tokio::spawn(http::serve(
+            app,
+            ServeOptions {
+                listener,
+                no_auth: !config.auth,
+                max_body: config.body_bytes_max,
+                shutdown: shutdown.clone(),
+                drain_timeout: config.drain_timeout,
+            },
+        ));
+        Ok(Self {
+            core,
+            executions,
+            shutdown,
+            served,
+        })
+    }
+
+    /// Returns when others have fenced it; never when its core has stopped otherwise.
+    async fn fenced(&self) {
+        let mut pulse = self.core.pulse.clone();
+        if pulse.wait_for(|pulse| pulse.fenced).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Takes nothing new, and gives what runs up to `timeout`. Requests that wait for an execution end with it.
+    async fn drain(&mut self, timeout: Duration) -> Served {
+        self.shutdown.cancel();
+        let (served, ()) = tokio::join!(&mut self.served, self.executions.drain(timeout));
+        served
+    }
+}
+
+/// How the task that serves HTTP ended.
+type Served = Result<io::Result<()>, tokio::task::JoinError>;
+
+fn outcome(served: Served) -> Result<(), Failure> {
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::Failed(format!("HTTP broke off: {error}"))),
@@ -269,6 +345,16 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
         }
     });
     Ok(stop)
+}
+
+/// Binds a port; 0 takes a free one.
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    let listener =
+        std::net::TcpListener::bind(address).map_err(|error| cannot_listen(address, &error))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(failed("cannot listen"))?;
+    Ok(listener)
 }
 
 /// Why a port could not be had, and what to do about it.
@@ -351,7 +437,10 @@ fn core_config(
 
 /// Brings a database to this version's schema.
 pub async fn migrate(database_url: &str) -> Result<(), Failure> {
-    callboard_runtime::store::migrate(database_url)
+    let options = database_url.parse().map_err(|error| {
+        Failure::Usage(format!("--database-url: {}", chain(&error as &sqlx::Error)))
+    })?;
+    callboard_runtime::store::migrate(&options)
         .await
         .map_err(failed("cannot migrate the database"))
 }
