@@ -20,8 +20,8 @@ use super::{
 const CHANGES_SHOWN: usize = 20;
 /// How long a shown value may be, in characters.
 const VALUE_CHARS_SHOWN: usize = 60;
-/// Members that a server may keep to itself, so that their absence says nothing.
-const SECRETS: [&str; 2] = ["api_key", "data"];
+/// What a server shows in place of a secret that it holds.
+const HIDDEN: &str = "***";
 
 /// Flags of `apply`.
 #[derive(clap::Args)]
@@ -55,8 +55,10 @@ struct Change {
 /// Creates what is missing, replaces what differs, and prints what it did.
 pub async fn apply(client: &Client, args: &ApplyArgs, output: &Output) -> Result<(), Failure> {
     let loaded = documents::read_paths(&args.paths)?;
-    if !loaded.faults.is_empty() {
-        return validate::report(&loaded.faults, loaded.documents.len(), output);
+    let mut faults = loaded.faults;
+    faults.extend(documents::duplicates(&loaded.documents));
+    if !faults.is_empty() {
+        return validate::report(&faults, loaded.documents.len(), output);
     }
     let mut applied = Vec::new();
     let mut pending: Vec<&Document> = loaded.documents.iter().collect();
@@ -92,9 +94,16 @@ pub async fn apply(client: &Client, args: &ApplyArgs, output: &Output) -> Result
     Ok(())
 }
 
-async fn apply_one(client: &Client, document: &Document, dry_run: bool) -> Result<Applied, Failure> {
+async fn apply_one(
+    client: &Client,
+    document: &Document,
+    dry_run: bool,
+) -> Result<Applied, Failure> {
     let collection = documents::collection(&document.kind).ok_or_else(|| {
-        Failure::Failed(format!("`{}` is not a kind of document that can be applied", document.kind))
+        Failure::Failed(format!(
+            "`{}` is not a kind of document that can be applied",
+            document.kind
+        ))
     })?;
     let path = ["v1", collection, document.name.as_str()];
     let mut applied = Applied {
@@ -107,48 +116,72 @@ async fn apply_one(client: &Client, document: &Document, dry_run: bool) -> Resul
     };
     let Some(stored) = client.find(&path).await? else {
         if !dry_run {
-            let answer = client.with_body(Method::POST, &path[..2], &document.body).await?;
+            let answer = client
+                .with_body(Method::POST, &path[..2], &document.body)
+                .await?;
             applied.version = answer.get("version").and_then(Value::as_i64);
         }
         return Ok(applied);
     };
     let version = stored.get("version").and_then(Value::as_i64);
-    applied.changes = changes_between(&stored, &document.body);
+    let (changes, hidden) = changes_between(&stored, &document.body);
+    applied.changes = changes;
     applied.version = version;
-    applied.result = if applied.changes.is_empty() { "unchanged" } else { "changed" };
-    if applied.result == "changed" && !dry_run {
+    applied.result = if applied.changes.is_empty() {
+        "unchanged"
+    } else {
+        "changed"
+    };
+    if (hidden || applied.result == "changed") && !dry_run {
         let answer = client.with_body(Method::PUT, &path, &document.body).await?;
         applied.version = answer.get("version").and_then(Value::as_i64);
-        if applied.version.is_some() && applied.version == version {
-            // It only differed in what the server does not show, or in how it is written.
-            applied.result = "unchanged";
-            applied.changes.clear();
-        }
+        // Only the server can compare what it does not show.
+        applied.result = if applied.version == version {
+            "unchanged"
+        } else {
+            "changed"
+        };
     }
     Ok(applied)
 }
 
-/// How a stored document differs from the one in the file.
-fn changes_between(stored: &Value, body: &Value) -> Vec<Change> {
+/// How a stored document differs from the one in the file, and whether it may differ in secrets besides.
+fn changes_between(stored: &Value, body: &Value) -> (Vec<Change>, bool) {
     let mut changes = Vec::new();
     for part in ["metadata", "spec"] {
         compare(part, stored.get(part), body.get(part), &mut changes);
     }
-    changes
+    let all = changes.len();
+    changes.retain(|change| !is_hidden(change.old.as_ref()));
+    let hidden = changes.len() < all;
+    (changes, hidden)
+}
+
+fn is_hidden(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| value == HIDDEN)
 }
 
 fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, changes: &mut Vec<Change>) {
-    if old == new || is_hidden(path, old) {
+    if old == new {
         return;
     }
     match (old, new) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
-            let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
+            let names = old
+                .keys()
+                .chain(new.keys().filter(|name| !old.contains_key(*name)));
             for name in names {
-                compare(&format!("{path}.{name}"), old.get(name), new.get(name), changes);
+                compare(
+                    &format!("{path}.{name}"),
+                    old.get(name),
+                    new.get(name),
+                    changes,
+                );
             }
         }
-        (Some(Value::Array(old)), Some(Value::Array(new))) => compare_lists(path, old, new, changes),
+        (Some(Value::Array(old)), Some(Value::Array(new))) => {
+            compare_lists(path, old, new, changes)
+        }
         _ => changes.push(Change {
             path: path.to_owned(),
             old: old.cloned(),
@@ -161,18 +194,34 @@ fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, changes: &mut V
 fn compare_lists(path: &str, old: &[Value], new: &[Value], changes: &mut Vec<Change>) {
     let (Some(old_names), Some(new_names)) = (names(old), names(new)) else {
         for index in 0..old.len().max(new.len()) {
-            compare(&format!("{path}[{index}]"), old.get(index), new.get(index), changes);
+            compare(
+                &format!("{path}[{index}]"),
+                old.get(index),
+                new.get(index),
+                changes,
+            );
         }
         return;
     };
     let before = changes.len();
-    let all = old_names.keys().chain(new_names.keys().filter(|name| !old_names.contains_key(*name)));
+    let all = old_names.keys().chain(
+        new_names
+            .keys()
+            .filter(|name| !old_names.contains_key(*name)),
+    );
     for name in all {
-        let (old, new) = (old_names.get(name).map(|i| &old[*i]), new_names.get(name).map(|i| &new[*i]));
+        let (old, new) = (
+            old_names.get(name).map(|i| &old[*i]),
+            new_names.get(name).map(|i| &new[*i]),
+        );
         compare(&format!("{path}[{name}]"), old, new, changes);
     }
     if changes.len() == before {
-        let order = |list: &[Value]| list.iter().map(|e| Value::from(name_of(e).unwrap_or_default())).collect();
+        let order = |list: &[Value]| {
+            list.iter()
+                .map(|e| Value::from(name_of(e).unwrap_or_default()))
+                .collect()
+        };
         changes.push(Change {
             path: format!("{path} (order)"),
             old: Some(Value::Array(order(old))),
@@ -182,30 +231,29 @@ fn compare_lists(path: &str, old: &[Value], new: &[Value], changes: &mut Vec<Cha
 }
 
 fn name_of(element: &Value) -> Option<&str> {
-    ["id", "name"].iter().find_map(|key| element.get(key)?.as_str())
+    ["id", "name"]
+        .iter()
+        .find_map(|key| element.get(key)?.as_str())
 }
 
 /// The place of each element by its name; none when some have no name or share one.
 fn names(list: &[Value]) -> Option<BTreeMap<&str, usize>> {
-    let names: BTreeMap<&str, usize> =
-        list.iter().enumerate().map(|(index, element)| Some((name_of(element)?, index))).collect::<Option<_>>()?;
+    let names: BTreeMap<&str, usize> = list
+        .iter()
+        .enumerate()
+        .map(|(index, element)| Some((name_of(element)?, index)))
+        .collect::<Option<_>>()?;
     (names.len() == list.len()).then_some(names)
-}
-
-/// Whether the server may hold a value here that it does not show.
-fn is_hidden(path: &str, old: Option<&Value>) -> bool {
-    let secret = SECRETS.iter().any(|name| path == format!("spec.{name}"));
-    let unshown = match old {
-        None | Some(Value::Null) => true,
-        Some(Value::String(text)) => text.is_empty() || text.chars().all(|c| c == '*' || c == '•') || text == "[redacted]",
-        Some(_) => false,
-    };
-    secret && unshown
 }
 
 /// The faults of a 422 with their places in the file.
 fn faults_of(document: &Document, refusal: &Refusal) -> Vec<Fault> {
-    let details = refusal.body.get("detail").and_then(Value::as_array).cloned().unwrap_or_default();
+    let details = refusal
+        .body
+        .get("detail")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     if details.is_empty() {
         return vec![as_fault(document, Vec::new(), refusal.message.clone())];
     }
@@ -217,9 +265,15 @@ fn faults_of(document: &Document, refusal: &Refusal) -> Vec<Fault> {
                 .and_then(Value::as_array)
                 .into_iter()
                 .flatten()
-                .map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned))
+                .map(|part| {
+                    part.as_str()
+                        .map_or_else(|| part.to_string(), str::to_owned)
+                })
                 .collect();
-            let path = path.strip_prefix(&["body".to_owned()]).map(<[String]>::to_vec).unwrap_or(path);
+            let path = path
+                .strip_prefix(&["body".to_owned()])
+                .map(<[String]>::to_vec)
+                .unwrap_or(path);
             as_fault(document, path, member(detail, "msg"))
         })
         .collect()
@@ -228,7 +282,7 @@ fn faults_of(document: &Document, refusal: &Refusal) -> Vec<Fault> {
 fn as_fault(document: &Document, path: Vec<String>, message: String) -> Fault {
     Fault {
         file: document.source.file.clone(),
-        position: documents::position(document, &path),
+        position: document.source.position(&path),
         path,
         message,
         kind: "value_error",
@@ -248,20 +302,35 @@ fn in_document(document: &Document, failure: Failure) -> Failure {
 
 fn print(applied: &Applied, output: &Output) {
     let paint = output.paint;
-    let version = applied.version.map(|version| paint.dim(&format!("  version {version}"))).unwrap_or_default();
+    let version = applied
+        .version
+        .map(|version| paint.dim(&format!("  version {version}")))
+        .unwrap_or_default();
     let padding = " ".repeat("unchanged".len() - applied.result.len());
-    output.line(format!("{}{padding}  {} {}{version}", paint.status(applied.result), applied.kind, applied.name));
+    output.line(format!(
+        "{}{padding}  {} {}{version}",
+        paint.status(applied.result),
+        applied.kind,
+        applied.name
+    ));
     for change in applied.changes.iter().take(CHANGES_SHOWN) {
         output.line(format!("    {}", describe(change)));
     }
     if applied.changes.len() > CHANGES_SHOWN {
-        output.line(format!("    … and {} more", applied.changes.len() - CHANGES_SHOWN));
+        output.line(format!(
+            "    … and {} more",
+            applied.changes.len() - CHANGES_SHOWN
+        ));
     }
 }
 
 fn describe(change: &Change) -> String {
     let show = |value: &Value| shorten(&harmless(&value.to_string()), VALUE_CHARS_SHOWN);
-    match (&change.old, &change.new) {
+    let new = change
+        .new
+        .as_ref()
+        .map(|value| without_secrets(&change.path, value));
+    match (&change.old, &new) {
         (Some(old), Some(new)) => format!("~ {}: {} -> {}", change.path, show(old), show(new)),
         (None, Some(new)) => format!("+ {}: {}", change.path, show(new)),
         (Some(old), None) => format!("- {}: {}", change.path, show(old)),
@@ -269,12 +338,49 @@ fn describe(change: &Change) -> String {
     }
 }
 
+/// The value of the member `name` as it may be printed: a terminal keeps what it has shown.
+fn without_secrets(name: &str, value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let shown = members
+                .iter()
+                .map(|(name, value)| (name.clone(), without_secrets(name, value)));
+            Value::Object(shown.collect())
+        }
+        Value::Array(elements) => elements
+            .iter()
+            .map(|value| without_secrets(name, value))
+            .collect(),
+        Value::String(text) if is_secret(name) && !text.starts_with("${") => HIDDEN.into(),
+        other => other.clone(),
+    }
+}
+
+fn is_secret(path: &str) -> bool {
+    let name = path
+        .rsplit('.')
+        .next()
+        .unwrap_or(path)
+        .to_ascii_lowercase()
+        .replace('-', "_");
+    ["api_key", "apikey", "secret", "password", "authorization"]
+        .iter()
+        .any(|word| name.contains(word))
+        || name.ends_with("token")
+}
+
 fn summarise(applied: &[Applied], dry_run: bool, output: &Output) {
     let count = |result: &str| applied.iter().filter(|one| one.result == result).count();
     let (created, changed, unchanged) = (count("created"), count("changed"), count("unchanged"));
     if !output.is_json() {
-        let note = if dry_run { " (dry run: nothing was stored)" } else { "" };
-        output.line(format!("{created} created, {changed} changed, {unchanged} unchanged{note}"));
+        let note = if dry_run {
+            " (dry run: nothing was stored)"
+        } else {
+            ""
+        };
+        output.line(format!(
+            "{created} created, {changed} changed, {unchanged} unchanged{note}"
+        ));
         return;
     }
     let documents: Vec<Value> = applied
@@ -283,7 +389,13 @@ fn summarise(applied: &[Applied], dry_run: bool, output: &Output) {
             let changes: Vec<Value> = one
                 .changes
                 .iter()
-                .map(|change| json!({"path": change.path, "old": change.old, "new": change.new}))
+                .map(|change| {
+                    let new = change
+                        .new
+                        .as_ref()
+                        .map(|value| without_secrets(&change.path, value));
+                    json!({"path": change.path, "old": change.old, "new": new})
+                })
                 .collect();
             json!({"kind": one.kind, "name": one.name, "file": one.file, "result": one.result,
                    "version": one.version, "changes": changes})
@@ -303,13 +415,22 @@ mod tests {
     use super::*;
 
     fn paths(old: Value, new: Value) -> Vec<String> {
-        changes_between(&json!({"spec": old}), &json!({"spec": new})).iter().map(describe).collect()
+        changes_between(&json!({"spec": old}), &json!({"spec": new}))
+            .iter()
+            .map(describe)
+            .collect()
     }
 
     #[test]
     fn equal_documents_have_no_changes_whatever_the_server_adds() {
         let stored = json!({"kind": "Workflow", "metadata": {"name": "x"}, "spec": {"a": 1}, "version": 4, "enabled": true});
-        assert_eq!(changes_between(&stored, &json!({"kind": "Workflow", "metadata": {"name": "x"}, "spec": {"a": 1}})), []);
+        assert_eq!(
+            changes_between(
+                &stored,
+                &json!({"kind": "Workflow", "metadata": {"name": "x"}, "spec": {"a": 1}})
+            ),
+            []
+        );
     }
 
     #[test]
@@ -329,18 +450,40 @@ mod tests {
     fn a_changed_order_is_a_change() {
         let old = json!({"steps": [{"id": "a"}, {"id": "b"}]});
         let new = json!({"steps": [{"id": "b"}, {"id": "a"}]});
-        assert_eq!(paths(old, new), ["~ spec.steps (order): [\"a\",\"b\"] -> [\"b\",\"a\"]"]);
+        assert_eq!(
+            paths(old, new),
+            ["~ spec.steps (order): [\"a\",\"b\"] -> [\"b\",\"a\"]"]
+        );
     }
 
     #[test]
     fn lists_without_names_are_compared_by_place() {
-        assert_eq!(paths(json!({"l": [1, 2]}), json!({"l": [1, 3, 4]})), ["~ spec.l[1]: 2 -> 3", "+ spec.l[2]: 4"]);
+        assert_eq!(
+            paths(json!({"l": [1, 2]}), json!({"l": [1, 3, 4]})),
+            ["~ spec.l[1]: 2 -> 3", "+ spec.l[2]: 4"]
+        );
     }
 
     #[test]
-    fn a_secret_that_the_server_keeps_to_itself_is_no_change() {
-        assert!(paths(json!({"type": "openai"}), json!({"type": "openai", "api_key": "${KEY:}"})).is_empty());
-        assert_eq!(paths(json!({"type": "openai"}), json!({"type": "openai", "model": "x"})).len(), 1);
+    fn a_secret_that_the_server_hides_is_left_to_the_server_to_compare() {
+        let stored = json!({"spec": {"type": "openai", "api_key": "***"}});
+        let body = json!({"spec": {"type": "openai", "api_key": "sk-1"}});
+        assert_eq!(changes_between(&stored, &body), (vec![], true));
+    }
+
+    #[test]
+    fn a_new_secret_is_not_printed() {
+        let shown = paths(
+            json!({}),
+            json!({"api_key": "sk-1", "headers": {"Authorization": "Bearer x"}}),
+        );
+        assert_eq!(
+            shown,
+            [
+                "+ spec.api_key: \"***\"",
+                "+ spec.headers: {\"Authorization\":\"***\"}"
+            ]
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
     Failure,
     client::{Client, Tail},
     follow::error_words,
-    output::{Output, Paint, harmless, member, one_line, remark, shorten},
+    output::{Output, Paint, count, harmless, member, one_line, remark, shorten},
     sse::Event,
 };
 
@@ -63,25 +63,46 @@ pub async fn chat(client: &Client, args: &ChatArgs, output: &Output) -> Result<(
         }
     }
     if !output.is_json() {
-        remark(format!("go on with: callboard chat {} --session {session}", args.agent));
+        remark(format!(
+            "go on with: callboard chat {} --session {session}",
+            args.agent
+        ));
     }
     // A script has to know; a person has read it.
-    if completed || terminal { Ok(()) } else { Err(Failure::Told) }
+    if completed || terminal {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
 }
 
 async fn open(client: &Client, args: &ChatArgs, output: &Output) -> Result<String, Failure> {
     let session = match &args.session {
         Some(id) => client.get(&["v1", "sessions", id], &[]).await?,
-        None => client.with_body(Method::POST, &["v1", "agents", &args.agent, "sessions"], &json!({})).await?,
+        None => {
+            client
+                .with_body(
+                    Method::POST,
+                    &["v1", "agents", &args.agent, "sessions"],
+                    &json!({}),
+                )
+                .await?
+        }
     };
     let agent = member(&session, "agent");
     if !agent.is_empty() && agent != args.agent {
-        return Err(Failure::Usage(format!("session {} is with agent {agent}", member(&session, "id"))));
+        return Err(Failure::Usage(format!(
+            "session {} is with agent {agent}",
+            member(&session, "id")
+        )));
     }
     if output.is_json() {
         output.json_line(&json!({"session": session}));
     } else if std::io::stdin().is_terminal() {
-        remark(format!("talking to {}; Ctrl-C cancels an answer, /quit leaves", args.agent));
+        remark(format!(
+            "talking to {}; Ctrl-C cancels an answer, /quit leaves",
+            args.agent
+        ));
     }
     Ok(member(&session, "id"))
 }
@@ -93,10 +114,14 @@ fn read_lines() -> mpsc::Receiver<Result<String, String>> {
         let mut input = std::io::stdin().lock();
         loop {
             let mut line = String::new();
-            let read = (&mut input).take(MESSAGE_BYTES_MAX + 1).read_line(&mut line);
+            let read = (&mut input)
+                .take(MESSAGE_BYTES_MAX + 1)
+                .read_line(&mut line);
             let next = match read {
                 Ok(0) => return,
-                Ok(bytes) if bytes as u64 > MESSAGE_BYTES_MAX => Err("a message is at most 1 MiB".to_owned()),
+                Ok(bytes) if bytes as u64 > MESSAGE_BYTES_MAX => {
+                    Err("a message is at most 1 MiB".to_owned())
+                }
                 Ok(_) => Ok(line),
                 Err(error) => Err(format!("cannot read standard input: {error}")),
             };
@@ -110,7 +135,12 @@ fn read_lines() -> mpsc::Receiver<Result<String, String>> {
 }
 
 /// Sends a message and shows the answer as it comes. Says whether the turn completed.
-async fn turn(client: &Client, session: &str, text: &str, output: &Output) -> Result<bool, Failure> {
+async fn turn(
+    client: &Client,
+    session: &str,
+    text: &str,
+    output: &Output,
+) -> Result<bool, Failure> {
     let mut tail = send(client, session, text).await?;
     let mut conversation = Conversation::new(output.paint);
     let mut interrupts = 0;
@@ -149,7 +179,14 @@ async fn send(client: &Client, session: &str, text: &str) -> Result<Tail, Failur
             .header("idempotency-key", &key)
             .json(&json!({"content": text}));
         match client.stream(request).await {
-            Ok(stream) => return Ok(Tail::new(client, &["v1", "sessions", session, "events"], "", Some(stream))),
+            Ok(stream) => {
+                return Ok(Tail::new(
+                    client,
+                    &["v1", "sessions", session, "events"],
+                    "",
+                    Some(stream),
+                ));
+            }
             Err(failure) if failure.may_pass() && attempt < SENDS_MAX && attempt > 1 => {}
             // The first failure to connect is told at once: nobody wants to wait for a server that is not there.
             Err(failure @ Failure::Refused(_)) if failure.may_pass() && attempt < SENDS_MAX => {}
@@ -162,7 +199,10 @@ async fn send(client: &Client, session: &str, text: &str) -> Result<Tail, Failur
 
 async fn cancel(client: &Client, session: &str) -> Result<(), Failure> {
     let path = ["v1", "sessions", session, "cancel"];
-    match client.with_body(Method::POST, &path, &json!({"mode": "now"})).await {
+    match client
+        .with_body(Method::POST, &path, &json!({"mode": "now"}))
+        .await
+    {
         // 409: the turn ended while the key was pressed.
         Err(Failure::Refused(refusal)) if refusal.status == 409 => Ok(()),
         result => result.map(drop),
@@ -180,7 +220,12 @@ pub struct Conversation {
 impl Conversation {
     /// Nothing shown yet.
     pub fn new(paint: Paint) -> Self {
-        Self { paint, shown: HashMap::new(), line_open: false, ended: None }
+        Self {
+            paint,
+            shown: HashMap::new(),
+            line_open: false,
+            ended: None,
+        }
     }
 
     /// How the turn ended, once it has.
@@ -194,28 +239,57 @@ impl Conversation {
         match event.name.as_str() {
             "turn.started" => self.turn_started(data),
             "message.delta" => {
-                let offset = data.get("offset").and_then(Value::as_u64).map(|offset| offset as usize);
+                let offset = data
+                    .get("offset")
+                    .and_then(Value::as_u64)
+                    .map(|offset| offset as usize);
                 self.more(&member(data, "message_id"), offset, &member(data, "delta"))
             }
             "message.completed" => {
-                let content = data.get("message").map(|message| member(message, "content")).unwrap_or_default();
+                let content = data
+                    .get("message")
+                    .map(|message| member(message, "content"))
+                    .unwrap_or_default();
                 let rest = self.more(&member(data, "message_id"), Some(0), &content);
                 format!("{rest}{}", self.close())
             }
+            "message.retracted" => {
+                self.shown.remove(&member(data, "message_id"));
+                self.note(&self.paint.yellow("the answer broke off; asking again"))
+            }
+            "answer.rejected" => self.note(&self.paint.yellow(&format!(
+                "not the agreed form: {}",
+                one_line(&member(data, "reason"))
+            ))),
+            "turn.resumed" => self.note(&self.paint.yellow("going on after an interruption")),
             "tool_call.started" => self.tool_started(data),
             "tool_call.finished" => self.tool_finished(data),
             "approval.requested" => {
-                let title = data.get("task").map(|task| member(task, "title")).unwrap_or_default();
-                self.note(&self.paint.yellow(&format!("waits for approval: {}", one_line(&title))))
+                let title = data
+                    .get("task")
+                    .map(|task| member(task, "title"))
+                    .unwrap_or_default();
+                self.note(
+                    &self
+                        .paint
+                        .yellow(&format!("waits for approval: {}", one_line(&title))),
+                )
             }
             "turn.completed" => self.end("completed", &usage_words(data.get("usage"))),
             "turn.failed" => {
-                let error = self.paint.red(&format!("failed: {}", error_words(data.get("error"))));
+                let error = self
+                    .paint
+                    .red(&format!("failed: {}", error_words(data.get("error"))));
                 self.end("failed", &error)
             }
             "turn.cancelled" => self.end("cancelled", "cancelled"),
             "turn.limited" => {
-                let words = format!("stopped at {}: {} of {}", member(data, "limit"), member(data, "used"), member(data, "max"));
+                let words = format!(
+                    "stopped at {}: {} of {}",
+                    member(data, "limit"),
+                    member(data, "used"),
+                    member(data, "max")
+                );
                 self.end("limited", &self.paint.red(&one_line(&words)))
             }
             _ => String::new(),
@@ -224,9 +298,14 @@ impl Conversation {
 
     fn turn_started(&mut self, data: &Value) -> String {
         self.ended = None;
-        let content = [member(data, "content"), data.get("message").map(|m| member(m, "content")).unwrap_or_default()]
-            .into_iter()
-            .find(|text| !text.is_empty());
+        let content = [
+            member(data, "content"),
+            data.get("message")
+                .map(|m| member(m, "content"))
+                .unwrap_or_default(),
+        ]
+        .into_iter()
+        .find(|text| !text.is_empty());
         match content {
             Some(text) => format!("{}> {}\n", self.close(), self.paint.bold(&harmless(&text))),
             None => self.close(),
@@ -257,7 +336,9 @@ impl Conversation {
         let error = data.get("error").filter(|error| !error.is_null());
         let result = match error {
             Some(error) => self.paint.red(&error_words(Some(error))),
-            None => self.paint.dim(&data.get("result").map(compact).unwrap_or_default()),
+            None => self
+                .paint
+                .dim(&data.get("result").map(compact).unwrap_or_default()),
         };
         self.note(&format!("← {name} {result}"))
     }
@@ -273,21 +354,32 @@ impl Conversation {
 
     /// Ends the line that an answer left open.
     fn close(&mut self) -> String {
-        if std::mem::take(&mut self.line_open) { "\n".to_owned() } else { String::new() }
+        if std::mem::take(&mut self.line_open) {
+            "\n".to_owned()
+        } else {
+            String::new()
+        }
     }
 }
 
 fn compact(value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned);
     shorten(&one_line(&text), TOOL_CHARS_SHOWN)
 }
 
 /// What a turn used, in words.
 fn usage_words(usage: Option<&Value>) -> String {
-    let number = |name: &str| usage.and_then(|usage| usage.get(name)).and_then(Value::as_u64).unwrap_or(0);
-    let mut words = vec![super::validate::count(number("model_calls") as usize, "model call")];
+    let number = |name: &str| {
+        usage
+            .and_then(|usage| usage.get(name))
+            .and_then(Value::as_u64)
+            .unwrap_or(0)
+    };
+    let mut words = vec![count(number("model_calls") as usize, "model call")];
     if number("tool_calls") > 0 {
-        words.push(super::validate::count(number("tool_calls") as usize, "tool call"));
+        words.push(count(number("tool_calls") as usize, "tool call"));
     }
     let tokens = number("input_tokens") + number("output_tokens");
     if tokens > 0 {
@@ -305,18 +397,28 @@ mod tests {
         let text = events
             .iter()
             .map(|(name, data)| {
-                conversation.apply(&Event { id: String::new(), name: (*name).to_owned(), data: data.clone() })
+                conversation.apply(&Event {
+                    id: String::new(),
+                    name: (*name).to_owned(),
+                    data: data.clone(),
+                })
             })
             .collect();
         (conversation, text)
     }
 
     fn delta(offset: u64, text: &str) -> (&'static str, Value) {
-        ("message.delta", json!({"message_id": "m", "offset": offset, "delta": text}))
+        (
+            "message.delta",
+            json!({"message_id": "m", "offset": offset, "delta": text}),
+        )
     }
 
     fn completed(text: &str) -> (&'static str, Value) {
-        ("message.completed", json!({"message_id": "m", "message": {"role": "assistant", "content": text}}))
+        (
+            "message.completed",
+            json!({"message_id": "m", "message": {"role": "assistant", "content": text}}),
+        )
     }
 
     #[test]
@@ -324,11 +426,26 @@ mod tests {
         let (conversation, text) = show(&[
             ("turn.started", json!({"turn": 1})),
             delta(0, "Let me look."),
-            ("message.completed", json!({"message_id": "m", "message": {"content": "Let me look."}})),
-            ("tool_call.started", json!({"id": "c", "name": "order_status", "arguments": {"order": "A-1001"}})),
-            ("tool_call.finished", json!({"id": "c", "name": "order_status", "status": "succeeded", "result": {"status": "shipped"}})),
-            ("message.delta", json!({"message_id": "n", "offset": 0, "delta": "Shipped."})),
-            ("turn.completed", json!({"usage": {"model_calls": 2, "tool_calls": 1, "input_tokens": 40, "output_tokens": 2}})),
+            (
+                "message.completed",
+                json!({"message_id": "m", "message": {"content": "Let me look."}}),
+            ),
+            (
+                "tool_call.started",
+                json!({"id": "c", "name": "order_status", "arguments": {"order": "A-1001"}}),
+            ),
+            (
+                "tool_call.finished",
+                json!({"id": "c", "name": "order_status", "status": "succeeded", "result": {"status": "shipped"}}),
+            ),
+            (
+                "message.delta",
+                json!({"message_id": "n", "offset": 0, "delta": "Shipped."}),
+            ),
+            (
+                "turn.completed",
+                json!({"usage": {"model_calls": 2, "tool_calls": 1, "input_tokens": 40, "output_tokens": 2}}),
+            ),
         ]);
         assert_eq!(
             text,
@@ -339,7 +456,12 @@ mod tests {
 
     #[test]
     fn a_resumed_stream_repeats_and_loses_nothing() {
-        let (_, text) = show(&[delta(0, "Grüße"), delta(3, "ße, "), delta(7, "Welt"), completed("Grüße, Welt!")]);
+        let (_, text) = show(&[
+            delta(0, "Grüße"),
+            delta(3, "ße, "),
+            delta(7, "Welt"),
+            completed("Grüße, Welt!"),
+        ]);
         assert_eq!(text, "Grüße, Welt!\n");
         let (_, text) = show(&[delta(0, "Gr"), completed("Grüße")]);
         assert_eq!(text, "Grüße\n");
@@ -348,9 +470,23 @@ mod tests {
     #[test]
     fn how_a_turn_ended_is_said() {
         for (event, expected, status) in [
-            (("turn.failed", json!({"error": {"code": "provider", "message": "no answer"}})), "  failed: provider: no answer\n", "failed"),
+            (
+                (
+                    "turn.failed",
+                    json!({"error": {"code": "provider", "message": "no answer"}}),
+                ),
+                "  failed: provider: no answer\n",
+                "failed",
+            ),
             (("turn.cancelled", json!({})), "  cancelled\n", "cancelled"),
-            (("turn.limited", json!({"limit": "tool_calls", "used": 5, "max": 5})), "  stopped at tool_calls: 5 of 5\n", "limited"),
+            (
+                (
+                    "turn.limited",
+                    json!({"limit": "tool_calls", "used": 5, "max": 5}),
+                ),
+                "  stopped at tool_calls: 5 of 5\n",
+                "limited",
+            ),
         ] {
             let (conversation, text) = show(&[event]);
             assert_eq!(text, expected);

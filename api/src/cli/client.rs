@@ -53,7 +53,9 @@ impl Client {
     pub fn new(global: &Global) -> Result<Self, Failure> {
         let recorded = recorded_server(&global.data_dir);
         let given = global.server.clone().filter(|url| !url.is_empty());
-        let base = given.or_else(|| recorded.clone()).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
+        let base = given
+            .or_else(|| recorded.clone())
+            .unwrap_or_else(|| SERVER_DEFAULT.to_owned());
         let base = parse_base(&base)?;
         let key = match &global.key {
             Some(key) if !key.is_empty() => Some(key.clone()),
@@ -108,15 +110,25 @@ impl Client {
     }
 
     /// As [`Client::send`], for answers that take as long as the work they speak of.
-    pub async fn send_and_wait(&self, request: RequestBuilder, wait: Duration) -> Result<Answer, Failure> {
+    pub async fn send_and_wait(
+        &self,
+        request: RequestBuilder,
+        wait: Duration,
+    ) -> Result<Answer, Failure> {
         let response = self.respond(request.timeout(wait)).await?;
         read(response).await
     }
 
     /// The answer to a `GET`.
     pub async fn get(&self, path: &[&str], query: &[(&str, String)]) -> Result<Value, Failure> {
-        let query: Vec<_> = query.iter().filter(|(_, value)| !value.is_empty()).collect();
-        Ok(self.send(self.request(Method::GET, path).query(&query)).await?.body)
+        let query: Vec<_> = query
+            .iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+        Ok(self
+            .send(self.request(Method::GET, path).query(&query))
+            .await?
+            .body)
     }
 
     /// The answer to a `GET`, `None` when there is no such thing.
@@ -130,25 +142,38 @@ impl Client {
     }
 
     /// The answer to a request with a JSON body.
-    pub async fn with_body(&self, method: Method, path: &[&str], body: &Value) -> Result<Value, Failure> {
+    pub async fn with_body(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: &Value,
+    ) -> Result<Value, Failure> {
         Ok(self.send(self.request(method, path).json(body)).await?.body)
     }
 
     /// Opens a stream of events; anything but 2xx is a failure.
     pub async fn stream(&self, request: RequestBuilder) -> Result<EventStream, Failure> {
-        let response = self.respond(request.header("accept", "text/event-stream")).await?;
+        let response = self
+            .respond(request.header("accept", "text/event-stream"))
+            .await?;
         if !response.status().is_success() {
             return Err(refused(response).await);
         }
         Ok(EventStream {
-            bytes: response.bytes_stream().map(|piece| piece.map(|bytes| bytes.to_vec())).boxed(),
+            bytes: response
+                .bytes_stream()
+                .map(|piece| piece.map(|bytes| bytes.to_vec()))
+                .boxed(),
             parser: sse::Parser::default(),
             ready: VecDeque::new(),
         })
     }
 
     async fn respond(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        request.send().await.map_err(|error| self.unreachable(&error))
+        request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(&error))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -170,14 +195,17 @@ async fn read(response: Response) -> Result<Answer, Failure> {
         return Err(refused(response).await);
     }
     let status = response.status().as_u16();
-    let text = response
-        .text()
-        .await
-        .map_err(|error| Failure::Unreachable(format!("the answer broke off: {}", chain(&error))))?;
+    let text = response.text().await.map_err(|error| {
+        Failure::Unreachable(format!("the answer broke off: {}", chain(&error)))
+    })?;
     let body = match text.is_empty() {
         true => Value::Null,
-        false => serde_json::from_str(&text)
-            .map_err(|_| Failure::Failed(format!("this is not an answer of Callboard: {}", excerpt(&text))))?,
+        false => serde_json::from_str(&text).map_err(|_| {
+            Failure::Failed(format!(
+                "this is not an answer of Callboard: {}",
+                excerpt(&text)
+            ))
+        })?,
     };
     Ok(Answer { status, body })
 }
@@ -232,18 +260,29 @@ fn refusal_words(status: StatusCode, body: &Value) -> String {
     let detail = [member(body, "detail"), member(body, "title"), plain(body)]
         .into_iter()
         .find(|text| !text.is_empty() && text != "null")
-        .unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+        .unwrap_or_else(|| {
+            status
+                .canonical_reason()
+                .unwrap_or("no reason given")
+                .to_owned()
+        });
     let code = member(body, "code");
     let hint = match status {
         StatusCode::UNAUTHORIZED => "\nname a key with --key or CALLBOARD_KEY",
         _ => "",
     };
-    let code = if code.is_empty() { String::new() } else { format!(", {code}") };
+    let code = if code.is_empty() {
+        String::new()
+    } else {
+        format!(", {code}")
+    };
     harmless(&format!("{detail} ({}{code}){hint}", status.as_u16()))
 }
 
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn excerpt(text: &str) -> String {
@@ -267,17 +306,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 fn parse_base(text: &str) -> Result<Url, Failure> {
     let text = text.trim_end_matches('/');
-    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let full = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
     match Url::parse(&full) {
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
-        _ => Err(Failure::Usage(format!("--server: expected a URL such as {SERVER_DEFAULT}, not `{text}`"))),
+        _ => Err(Failure::Usage(format!(
+            "--server: expected a URL such as {SERVER_DEFAULT}, not `{text}`"
+        ))),
     }
 }
 
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Whether the key in the data directory may be shown to this server.
@@ -311,7 +359,9 @@ impl EventStream {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            let piece = tokio::time::timeout(SILENCE_MAX, self.bytes.next()).await.ok()??;
+            let piece = tokio::time::timeout(SILENCE_MAX, self.bytes.next())
+                .await
+                .ok()??;
             self.ready.extend(self.parser.push(&piece.ok()?).ok()?);
         }
     }
@@ -338,8 +388,8 @@ impl Tail {
         }
     }
 
-    /// The next event. Fails when the server refuses, or could not be reached for about a minute. Safe to drop
-    /// while it waits.
+    /// The next event. Fails when the server refuses, or could not be reached for about a minute. Dropping the
+    /// wait loses no event, but a reconnection then begins anew.
     pub async fn next(&mut self) -> Result<sse::Event, Failure> {
         loop {
             if let Some(stream) = &mut self.stream {
@@ -369,11 +419,16 @@ impl Tail {
         }
         match self.client.stream(request).await {
             Ok(stream) => self.stream = Some(stream),
-            Err(failure) if failure.may_pass() && self.failures < RECONNECTS_MAX => self.failures += 1,
+            Err(failure) if failure.may_pass() && self.failures < RECONNECTS_MAX => {
+                self.failures += 1
+            }
             Err(failure) => return Err(failure),
         }
         if self.failures > RECONNECTS_MAX {
-            return Err(Failure::Unreachable(format!("{} keeps closing the stream", self.client.base())));
+            return Err(Failure::Unreachable(format!(
+                "{} keeps closing the stream",
+                self.client.base()
+            )));
         }
         Ok(())
     }
@@ -403,13 +458,19 @@ mod tests {
             {"loc": ["body", "spec", "steps", 0, "uses"], "msg": "Field required", "type": "missing"},
             {"loc": ["body", "name"], "msg": "x", "type": "y"},
         ]});
-        assert_eq!(words(422, body), "body.spec.steps.0.uses: Field required\nbody.name: x");
+        assert_eq!(
+            words(422, body),
+            "body.spec.steps.0.uses: Field required\nbody.name: x"
+        );
     }
 
     #[test]
     fn a_problem_is_told_with_its_code_and_a_missing_key_with_a_hint() {
         let body = json!({"title": "Not Found", "status": 404, "detail": "there is no workflow `x`", "code": "not_found"});
-        assert_eq!(words(404, body), "there is no workflow `x` (404, not_found)");
+        assert_eq!(
+            words(404, body),
+            "there is no workflow `x` (404, not_found)"
+        );
         assert!(words(401, json!({"title": "Unauthorized"})).contains("--key"));
         assert_eq!(words(502, json!("")), "Bad Gateway (502)");
     }
@@ -430,14 +491,25 @@ mod tests {
     fn a_server_is_named_by_an_http_url() {
         assert!(parse_base("ftp://x").is_err());
         assert!(parse_base("").is_err());
-        assert_eq!(parse_base("https://x.example/base/").map(|url| url.to_string()).ok().as_deref(), Some("https://x.example/base"));
+        assert_eq!(
+            parse_base("https://x.example/base/")
+                .map(|url| url.to_string())
+                .ok()
+                .as_deref(),
+            Some("https://x.example/base")
+        );
     }
 
     #[test]
     fn segments_are_escaped() -> Result<(), Failure> {
         let client = Client::at("http://127.0.0.1:1/base", Some("k".into()))?;
-        let request = client.request(Method::GET, &["v1", "workflows", "a/b c"]).build();
-        assert_eq!(request.ok().map(|r| r.url().to_string()).as_deref(), Some("http://127.0.0.1:1/base/v1/workflows/a%2Fb%20c"));
+        let request = client
+            .request(Method::GET, &["v1", "workflows", "a/b c"])
+            .build();
+        assert_eq!(
+            request.ok().map(|r| r.url().to_string()).as_deref(),
+            Some("http://127.0.0.1:1/base/v1/workflows/a%2Fb%20c")
+        );
         Ok(())
     }
 }

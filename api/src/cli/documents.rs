@@ -23,7 +23,11 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// How deep directories are followed; a loop of links ends here.
 const DEPTH_MAX: usize = 16;
 /// Kinds in the order in which they can be applied, and where the API keeps them.
-const KINDS: [(&str, &str); 3] = [("Provider", "providers"), ("Agent", "agents"), ("Workflow", "workflows")];
+const KINDS: [(&str, &str); 3] = [
+    ("Provider", "providers"),
+    ("Agent", "agents"),
+    ("Workflow", "workflows"),
+];
 
 /// What files hold.
 #[derive(Debug, Default)]
@@ -46,9 +50,11 @@ pub fn read_paths(paths: &[PathBuf]) -> Result<Loaded, Failure> {
         loaded.add(&text, &name);
     }
     if loaded.documents.is_empty() && loaded.faults.is_empty() {
-        return Err(Failure::Usage("there are no documents in what was named".to_owned()));
+        return Err(Failure::Usage(
+            "there are no documents in what was named".to_owned(),
+        ));
     }
-    loaded.finish();
+    loaded.sort();
     Ok(loaded)
 }
 
@@ -61,26 +67,43 @@ impl Loaded {
         }
     }
 
-    /// Puts documents in the order in which they can be applied, and finds names that occur twice.
-    pub fn finish(&mut self) {
+    /// Puts documents in the order in which they can be applied.
+    pub fn sort(&mut self) {
         self.documents.sort_by_key(|document| rank(&document.kind));
-        let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
-        for document in &self.documents {
-            if let Some(first) = seen.insert((&document.kind, &document.name), document) {
-                let message = format!("{} `{}` is defined twice; first at {}", document.kind, document.name, place(first));
-                self.faults.push(fault(document, &["metadata", "name"], message));
-            }
-        }
     }
 }
 
+/// Names that occur twice: applying both would leave one, and nobody knows which.
+pub fn duplicates(documents: &[Document]) -> Vec<Fault> {
+    let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
+    let mut faults = Vec::new();
+    for document in documents {
+        if let Some(first) = seen.insert((&document.kind, &document.name), document) {
+            let message = format!(
+                "another {} is named `{}`, at {}",
+                document.kind,
+                document.name,
+                place(first)
+            );
+            faults.push(fault(document, &["metadata", "name"], message));
+        }
+    }
+    faults
+}
+
 fn rank(kind: &str) -> usize {
-    KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len())
+    KINDS
+        .iter()
+        .position(|(known, _)| *known == kind)
+        .unwrap_or(KINDS.len())
 }
 
 /// Where the API keeps documents of a kind, such as `workflows`.
 pub fn collection(kind: &str) -> Option<&'static str> {
-    KINDS.iter().find(|(known, _)| *known == kind).map(|(_, collection)| *collection)
+    KINDS
+        .iter()
+        .find(|(known, _)| *known == kind)
+        .map(|(_, collection)| *collection)
 }
 
 fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
@@ -90,12 +113,18 @@ fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             let before = files.len();
             walk(path, 0, &mut files)?;
             if files.len() == before {
-                return Err(Failure::Usage(format!("there is no .yaml, .yml or .json file in {}", path.display())));
+                return Err(Failure::Usage(format!(
+                    "there is no .yaml, .yml or .json file in {}",
+                    path.display()
+                )));
             }
         } else if path == Path::new("-") || path.exists() {
             files.push(path.clone());
         } else {
-            return Err(Failure::Usage(format!("there is no file or directory {}", path.display())));
+            return Err(Failure::Usage(format!(
+                "there is no file or directory {}",
+                path.display()
+            )));
         }
     }
     Ok(files)
@@ -104,15 +133,22 @@ fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 /// Adds the documents below a directory by name, hidden ones left out.
 fn walk(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Failure> {
     if depth >= DEPTH_MAX {
-        return Err(Failure::Failed(format!("{} is nested too deep", directory.display())));
+        return Err(Failure::Failed(format!(
+            "{} is nested too deep",
+            directory.display()
+        )));
     }
-    let unreadable = |error| Failure::Failed(format!("cannot read {}: {error}", directory.display()));
+    let unreadable =
+        |error| Failure::Failed(format!("cannot read {}: {error}", directory.display()));
     let entries = fs::read_dir(directory).map_err(unreadable)?;
-    let mut paths: Vec<PathBuf> =
-        entries.map(|entry| Ok(entry.map_err(unreadable)?.path())).collect::<Result<_, Failure>>()?;
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry.map_err(unreadable)?.path()))
+        .collect::<Result<_, Failure>>()?;
     paths.sort();
     for path in paths {
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let extension = path.extension().and_then(|extension| extension.to_str());
         if hidden {
             continue;
@@ -120,7 +156,9 @@ fn walk(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), 
             walk(&path, depth + 1, files)?;
         } else if matches!(extension, Some("yaml" | "yml" | "json")) {
             if files.len() >= FILES_MAX {
-                return Err(Failure::Failed(format!("there are more than {FILES_MAX} files")));
+                return Err(Failure::Failed(format!(
+                    "there are more than {FILES_MAX} files"
+                )));
             }
             files.push(path);
         }
@@ -130,7 +168,10 @@ fn walk(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), 
 
 fn read_file(path: &Path) -> Result<String, Failure> {
     let failed = |error| Failure::Failed(format!("cannot read {}: {error}", path.display()));
-    read_text(fs::File::open(path).map_err(failed)?, &path.display().to_string())
+    read_text(
+        fs::File::open(path).map_err(failed)?,
+        &path.display().to_string(),
+    )
 }
 
 fn read_stdin() -> Result<String, Failure> {
@@ -142,34 +183,41 @@ pub fn read_text(source: impl Read, name: &str) -> Result<String, Failure> {
     let mut text = String::new();
     let read = source.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
     match read {
-        Ok(bytes) if bytes as u64 > FILE_BYTES_MAX => {
-            Err(Failure::Failed(format!("{name} is longer than {} MiB", FILE_BYTES_MAX >> 20)))
-        }
+        Ok(bytes) if bytes as u64 > FILE_BYTES_MAX => Err(Failure::Failed(format!(
+            "{name} is longer than {} MiB",
+            FILE_BYTES_MAX >> 20
+        ))),
         Ok(_) => Ok(text),
         Err(error) => Err(Failure::Failed(format!("cannot read {name}: {error}"))),
     }
 }
 
 /// The node types that this program knows, for checks without a server: nothing is ever run with them.
-pub fn node_types() -> NodeRegistry {
+pub fn node_types() -> Result<NodeRegistry, Failure> {
     let mut nodes = NodeRegistry::default();
-    let outbound = OutboundClient::new(OutboundPolicy::default());
+    let outbound = OutboundClient::new(OutboundPolicy::default()).map_err(Failure::Failed)?;
     callboard_nodes::register(&mut nodes, outbound);
     let _ = callboard_agents::node::register(&mut nodes);
-    nodes
+    Ok(nodes)
 }
 
 /// What is wrong with documents as far as that can be said without a server.
 pub fn check(documents: &[Document], nodes: &NodeRegistry) -> Vec<Fault> {
-    documents.iter().flat_map(|document| check_one(document, nodes)).collect()
+    let mut faults = document::check_all(documents, nodes);
+    faults.extend(
+        documents
+            .iter()
+            .flat_map(|document| check_one(document, nodes)),
+    );
+    faults
 }
 
+/// Faults of kinds that [`document::check_all`] leaves to those who own them.
 fn check_one(document: &Document, nodes: &NodeRegistry) -> Vec<Fault> {
     match document.kind.as_str() {
-        "Workflow" => document::workflow::compile(document, nodes).err(),
         "Agent" => callboard_agents::definition::compile(document, nodes).err(),
         "Provider" => callboard_agents::provider::compile(document).err(),
-        kind => Some(vec![fault(document, &["kind"], format!("`{kind}` is not a kind of document that can be applied"))]),
+        _ => None,
     }
     .unwrap_or_default()
 }
@@ -178,22 +226,17 @@ fn fault(document: &Document, path: &[&str], message: String) -> Fault {
     let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
     Fault {
         file: document.source.file.clone(),
-        position: position(document, &path),
+        position: document.source.position(&path),
         path,
         message,
         kind: "value_error",
     }
 }
 
-/// Line and column of a part; of the nearest part around it that has a place, when it has none itself.
-pub fn position(document: &Document, path: &[String]) -> Option<(usize, usize)> {
-    (0..=path.len()).rev().find_map(|length| document.source.positions.get(&path[..length].join("/")).copied())
-}
-
 fn place(document: &Document) -> String {
     let file = document.source.file.as_deref().unwrap_or("?");
     let path = ["metadata", "name"].map(str::to_owned);
-    match position(document, &path) {
+    match document.source.position(&path) {
         Some((line, column)) => format!("{file}:{line}:{column}"),
         None => file.to_owned(),
     }
@@ -234,32 +277,35 @@ mod tests {
     #[test]
     fn providers_come_before_agents_and_these_before_workflows() {
         let mut loaded = Loaded {
-            documents: vec![named("Workflow", "w", 1), named("Agent", "a", 2), named("Provider", "p", 3)],
+            documents: vec![
+                named("Workflow", "w", 1),
+                named("Agent", "a", 2),
+                named("Provider", "p", 3),
+            ],
             faults: vec![],
         };
-        loaded.finish();
-        let kinds: Vec<&str> = loaded.documents.iter().map(|document| document.kind.as_str()).collect();
+        loaded.sort();
+        let kinds: Vec<&str> = loaded
+            .documents
+            .iter()
+            .map(|document| document.kind.as_str())
+            .collect();
         assert_eq!(kinds, ["Provider", "Agent", "Workflow"]);
-        assert!(loaded.faults.is_empty());
     }
 
     #[test]
     fn a_name_that_occurs_twice_is_a_fault_that_names_both_places() {
-        let mut loaded = Loaded {
-            documents: vec![named("Agent", "x", 2), named("Workflow", "x", 9), named("Agent", "x", 20)],
-            faults: vec![],
-        };
-        loaded.finish();
-        assert_eq!(loaded.faults.len(), 1);
-        assert_eq!(loaded.faults[0].position, Some((20, 3)));
-        assert!(loaded.faults[0].message.contains("a.yaml:2:3"), "{}", loaded.faults[0].message);
-    }
-
-    #[test]
-    fn a_part_without_a_place_has_that_of_what_holds_it() {
-        let document = named("Agent", "x", 7);
-        let path = ["metadata", "name", "deeper"].map(str::to_owned);
-        assert_eq!(position(&document, &path), Some((7, 3)));
-        assert_eq!(position(&document, &["spec".to_owned()]), None);
+        let faults = duplicates(&[
+            named("Agent", "x", 2),
+            named("Workflow", "x", 9),
+            named("Agent", "x", 20),
+        ]);
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].position, Some((20, 3)));
+        assert!(
+            faults[0].message.contains("a.yaml:2:3"),
+            "{}",
+            faults[0].message
+        );
     }
 }

@@ -56,7 +56,11 @@ pub struct ListArgs {
 }
 
 /// Does it.
-pub async fn run(client: &Client, command: &ExecutionsCommand, output: &Output) -> Result<(), Failure> {
+pub async fn run(
+    client: &Client,
+    command: &ExecutionsCommand,
+    output: &Output,
+) -> Result<(), Failure> {
     match command {
         ExecutionsCommand::List(args) => list(client, args, output).await,
         ExecutionsCommand::Show { id } => show(client, id, output).await,
@@ -76,21 +80,31 @@ async fn list(client: &Client, args: &ListArgs, output: &Output) -> Result<(), F
         ("cursor", args.cursor.clone().unwrap_or_default()),
     ];
     let page = client.get(&["v1", "executions"], &query).await?;
-    print_list(&page, output, &["ID", "WORKFLOW", "STATUS", "TRIGGER", "STARTED", "TOOK"], |row| {
-        vec![
-            member(row, "id"),
-            format!("{}@{}", member(row, "workflow"), member(row, "version")),
-            member(row, "status"),
-            member(row, "trigger"),
-            member_time(row, "started_at"),
-            took(row),
-        ]
-    });
+    print_list(
+        &page,
+        output,
+        &["ID", "WORKFLOW", "STATUS", "TRIGGER", "STARTED", "TOOK"],
+        |row| {
+            vec![
+                member(row, "id"),
+                format!("{}@{}", member(row, "workflow"), member(row, "version")),
+                member(row, "status"),
+                member(row, "trigger"),
+                member_time(row, "started_at"),
+                took(row),
+            ]
+        },
+    );
     Ok(())
 }
 
 /// Prints a page of anything, and how to get the next one.
-pub fn print_list(page: &Value, output: &Output, heading: &[&str], cells: impl Fn(&Value) -> Vec<String>) {
+pub fn print_list(
+    page: &Value,
+    output: &Output,
+    heading: &[&str],
+    cells: impl Fn(&Value) -> Vec<String>,
+) {
     if output.is_json() {
         output.json(page);
         return;
@@ -107,11 +121,16 @@ pub fn print_list(page: &Value, output: &Output, heading: &[&str], cells: impl F
 
 /// The rows of a page.
 pub fn data(page: &Value) -> &[Value] {
-    page.get("data").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    page.get("data")
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 fn took(row: &Value) -> String {
-    row.get("duration_ms").and_then(Value::as_f64).map(duration_ms).unwrap_or_default()
+    row.get("duration_ms")
+        .and_then(Value::as_f64)
+        .map(duration_ms)
+        .unwrap_or_default()
 }
 
 async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure> {
@@ -122,10 +141,30 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
         return Ok(());
     }
     let paint = output.paint;
-    for name in ["id", "workflow", "version", "status", "trigger", "started_at", "finished_at", "host", "parent_id", "retry_of", "idempotency_key"] {
-        let text = if name.ends_with("_at") { member_time(&execution, name) } else { member(&execution, name) };
+    for name in [
+        "id",
+        "workflow",
+        "version",
+        "status",
+        "trigger",
+        "started_at",
+        "finished_at",
+        "host",
+        "parent_id",
+        "retry_of",
+        "idempotency_key",
+    ] {
+        let text = if name.ends_with("_at") {
+            member_time(&execution, name)
+        } else {
+            member(&execution, name)
+        };
         if !text.is_empty() {
-            output.line(format!("{:<16} {}", name.replace('_', " "), paint.status(&harmless(&text))));
+            output.line(format!(
+                "{:<16} {}",
+                name.replace('_', " "),
+                paint.status(&harmless(&text))
+            ));
         }
     }
     if execution.get("duration_ms").is_some_and(|ms| !ms.is_null()) {
@@ -142,7 +181,11 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
 /// A member with a heading, when it is there.
 fn print_value(value: &Value, name: &str, output: &Output) {
     if let Some(member) = value.get(name).filter(|member| !member.is_null()) {
-        output.line(format!("\n{}\n{}", output.paint.bold(name), harmless(&pretty(member))));
+        output.line(format!(
+            "\n{}\n{}",
+            output.paint.bold(name),
+            harmless(&pretty(member))
+        ));
     }
 }
 
@@ -157,7 +200,9 @@ pub async fn node_runs(client: &Client, id: &str) -> Result<Vec<Value>, Failure>
     let mut cursor = String::new();
     loop {
         let query = [("limit", PAGE.to_string()), ("cursor", cursor)];
-        let page = client.get(&["v1", "executions", id, "node-runs"], &query).await?;
+        let page = client
+            .get(&["v1", "executions", id, "node-runs"], &query)
+            .await?;
         runs.extend_from_slice(data(&page));
         cursor = member(&page, "next_cursor");
         if cursor.is_empty() || runs.len() >= NODE_RUNS_SHOWN_MAX {
@@ -171,7 +216,11 @@ pub fn print_node_runs(runs: &[Value], output: &Output) {
     let rows: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let item = run.get("item_index").and_then(Value::as_i64).map(|index| format!("[{index}]")).unwrap_or_default();
+            let item = run
+                .get("item_index")
+                .and_then(Value::as_i64)
+                .map(|index| format!("[{index}]"))
+                .unwrap_or_default();
             let error = run.get("error").filter(|error| !error.is_null());
             vec![
                 member(run, "seq"),
@@ -181,11 +230,19 @@ pub fn print_node_runs(runs: &[Value], output: &Output) {
                 member(run, "status"),
                 member(run, "port"),
                 took(run),
-                error.map(|error| follow::error_words(Some(error))).unwrap_or_default(),
+                error
+                    .map(|error| follow::error_words(Some(error)))
+                    .unwrap_or_default(),
             ]
         })
         .collect();
-    for line in table(output.paint, &["SEQ", "STEP", "TYPE", "TRY", "STATUS", "PORT", "TOOK", "ERROR"], &rows) {
+    for line in table(
+        output.paint,
+        &[
+            "SEQ", "STEP", "TYPE", "TRY", "STATUS", "PORT", "TOOK", "ERROR",
+        ],
+        &rows,
+    ) {
         output.line(line);
     }
 }
@@ -206,16 +263,29 @@ async fn cancel(client: &Client, ids: &[String], output: &Output) -> Result<(), 
         }
         failed = failed.or(failure);
     }
-    if failed.is_some() { Err(Failure::Told) } else { Ok(()) }
+    if failed.is_some() {
+        Err(Failure::Told)
+    } else {
+        Ok(())
+    }
 }
 
 /// Prints what a followed execution came to. Fails unless it succeeded.
-pub async fn conclude(client: &Client, id: &str, status: &str, output: &Output) -> Result<(), Failure> {
+pub async fn conclude(
+    client: &Client,
+    id: &str,
+    status: &str,
+    output: &Output,
+) -> Result<(), Failure> {
     let execution = client.get(&["v1", "executions", id], &[]).await?;
     if output.is_json() {
         output.json_line(&json!({"execution": execution}));
     } else if let Some(result) = execution.get("output").filter(|result| !result.is_null()) {
         output.line(harmless(&pretty(result)));
     }
-    if status == "succeeded" { Ok(()) } else { Err(Failure::Told) }
+    if status == "succeeded" {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
 }

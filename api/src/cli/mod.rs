@@ -30,7 +30,13 @@ use output::{Format, Output};
 
 /// Workflows and AI agents that survive the death of any process.
 #[derive(Parser)]
-#[command(name = "callboard", version, about, max_term_width = 110, propagate_version = false)]
+#[command(
+    name = "callboard",
+    version,
+    about,
+    max_term_width = 110,
+    propagate_version = false
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -45,13 +51,25 @@ pub struct Global {
     #[arg(long, global = true, env = "CALLBOARD_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// API key [default: the one of the data directory, for a server on this machine]
-    #[arg(long, global = true, env = "CALLBOARD_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "CALLBOARD_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
     pub key: Option<String>,
     /// Form of what is printed on standard output
     #[arg(long, global = true, value_name = "FORM", default_value = "text")]
     pub format: Format,
     /// Where `serve` keeps its database, the admin key and its address
-    #[arg(long, global = true, env = "CALLBOARD_DATA_DIR", value_name = "DIR", default_value = ".callboard")]
+    #[arg(
+        long,
+        global = true,
+        env = "CALLBOARD_DATA_DIR",
+        value_name = "DIR",
+        default_value = ".callboard"
+    )]
     pub data_dir: PathBuf,
 }
 
@@ -90,7 +108,12 @@ enum Command {
 #[derive(clap::Args)]
 struct MigrateArgs {
     /// Postgres to migrate (else `DATABASE_URL`)
-    #[arg(long, env = "CALLBOARD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "CALLBOARD_DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     database_url: Option<String>,
 }
 
@@ -199,8 +222,12 @@ async fn dispatch(global: Global, command: Command) -> Result<(), Failure> {
         Command::Validate(args) => validate::validate(&args, &output),
         Command::Run(args) => run::run(&Client::new(&global)?, &args, &output).await,
         Command::Chat(args) => chat::chat(&Client::new(&global)?, &args, &output).await,
-        Command::Executions(command) => executions::run(&Client::new(&global)?, &command, &output).await,
-        Command::Sessions(command) => sessions::run(&Client::new(&global)?, &command, &output).await,
+        Command::Executions(command) => {
+            executions::run(&Client::new(&global)?, &command, &output).await
+        }
+        Command::Sessions(command) => {
+            sessions::run(&Client::new(&global)?, &command, &output).await
+        }
         Command::Keys(command) => keys::run(&Client::new(&global)?, &command, &output).await,
         Command::Migrate(args) => migrate(args, &output).await,
         Command::ExampleService(args) => example_service::run(&args, &output).await,
@@ -218,8 +245,14 @@ async fn migrate(args: MigrateArgs, output: &Output) -> Result<(), Failure> {
     let url = args
         .database_url
         .filter(|url| !url.is_empty())
-        .or_else(|| std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty()))
-        .ok_or_else(|| Failure::Usage("name the database with --database-url or DATABASE_URL".to_owned()))?;
+        .or_else(|| {
+            std::env::var("DATABASE_URL")
+                .ok()
+                .filter(|url| !url.is_empty())
+        })
+        .ok_or_else(|| {
+            Failure::Usage("name the database with --database-url or DATABASE_URL".to_owned())
+        })?;
     crate::serve::migrate(&url).await?;
     match output.format {
         Format::Text => output.line("the database has this version's schema"),
@@ -239,7 +272,10 @@ fn start_log(format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()));
+        .with_ansi(
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        );
     // It fails only when a log is set already, and one is as good as the other.
     let _ = match format {
         LogFormat::Text => log.try_init(),
@@ -260,10 +296,17 @@ mod tests {
     fn every_flag_of_serve_has_its_variable() {
         let command = Cli::command();
         let serve = command.find_subcommand("serve").unwrap_or(&command);
-        for argument in serve.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+        for argument in serve
+            .get_arguments()
+            .filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+        {
             let flag = argument.get_long().unwrap_or_default();
             let expected = format!("CALLBOARD_{}", flag.to_uppercase().replace('-', "_"));
-            assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(expected.as_str()), "--{flag}");
+            assert_eq!(
+                argument.get_env().and_then(|name| name.to_str()),
+                Some(expected.as_str()),
+                "--{flag}"
+            );
         }
     }
 

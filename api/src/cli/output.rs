@@ -57,7 +57,10 @@ impl Output {
 
     /// A JSON value: on one line, or indented for a person who asked for JSON on a terminal.
     pub fn json(&self, value: &Value) {
-        let indented = self.terminal.then(|| serde_json::to_string_pretty(value).ok()).flatten();
+        let indented = self
+            .terminal
+            .then(|| serde_json::to_string_pretty(value).ok())
+            .flatten();
         self.line(indented.unwrap_or_else(|| value.to_string()));
     }
 
@@ -76,7 +79,11 @@ fn colours_wanted() -> bool {
 /// Writes to standard output. A reader that has gone (`| head`) ends the command quietly: there is nobody to tell.
 fn write_out(text: &str) {
     let mut out = io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    if out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .is_err()
+    {
         std::process::exit(1);
     }
 }
@@ -93,13 +100,25 @@ pub fn error(text: impl AsRef<str>) {
     remark(format!("{} {}", paint.red("error:"), text.as_ref()));
 }
 
+/// Columns of the terminal; 80 where that is not known.
+pub fn terminal_width() -> usize {
+    match rustix::termios::tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => 80,
+    }
+}
+
 /// Colours text, or leaves it as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Paint(pub bool);
 
 impl Paint {
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// What went wrong.
@@ -148,38 +167,57 @@ impl Paint {
 pub fn table(paint: Paint, heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let rows: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| row.iter().map(|cell| shorten(&one_line(cell), CELL_CHARS_MAX)).collect())
+        .map(|row| {
+            row.iter()
+                .map(|cell| shorten(&one_line(cell), CELL_CHARS_MAX))
+                .collect()
+        })
         .collect();
     let widths: Vec<usize> = heading
         .iter()
         .enumerate()
         .map(|(column, name)| {
             let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).chain([name.len()]).max().unwrap_or(0)
+            cells
+                .map(|cell| cell.chars().count())
+                .chain([name.len()])
+                .max()
+                .unwrap_or(0)
         })
         .collect();
     let render = |cells: &[String], colour: &dyn Fn(&str) -> String| {
         let last = cells.len().saturating_sub(1);
         let padded = cells.iter().enumerate().map(|(column, cell)| {
-            let gap = if column == last { 0 } else { widths[column].saturating_sub(cell.chars().count()) };
+            let gap = if column == last {
+                0
+            } else {
+                widths[column].saturating_sub(cell.chars().count())
+            };
             format!("{}{}", colour(cell), " ".repeat(gap))
         });
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     let names: Vec<String> = heading.iter().map(|name| (*name).to_owned()).collect();
     std::iter::once(render(&names, &|text| paint.bold(text)))
-        .chain(rows.iter().map(|row| render(row, &|text| paint.status(text))))
+        .chain(
+            rows.iter()
+                .map(|row| render(row, &|text| paint.status(text))),
+        )
         .collect()
 }
 
 /// The text on one line, without control characters: what a server sends must not steer the terminal.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// The text without control characters other than ends of lines and tabs.
 pub fn harmless(text: &str) -> String {
-    text.chars().filter(|&c| !c.is_control() || c == '\n' || c == '\t').collect()
+    text.chars()
+        .filter(|&c| !c.is_control() || c == '\n' || c == '\t')
+        .collect()
 }
 
 /// At most `max` characters, the last one an ellipsis when something was cut.
@@ -187,7 +225,10 @@ pub fn shorten(text: &str, max: usize) -> String {
     if text.chars().count() <= max {
         return text.to_owned();
     }
-    text.chars().take(max.saturating_sub(1)).chain(['…']).collect()
+    text.chars()
+        .take(max.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 /// A number of milliseconds as a person says it: `8ms`, `1.24s`, `3m 20s`, `2h 05m`.
@@ -206,6 +247,15 @@ pub fn duration_ms(ms: f64) -> String {
         } else {
             format!("{}h {:02}m", seconds / 3_600, seconds % 3_600 / 60)
         }
+    }
+}
+
+/// `1 fault`, `2 faults`.
+pub fn count(number: usize, noun: &str) -> String {
+    if number == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{number} {noun}s")
     }
 }
 
@@ -240,14 +290,22 @@ mod tests {
             vec!["22".to_owned(), "failed".to_owned(), String::new()],
         ];
         let lines = table(Paint(false), &["ID", "STATUS", "NOTE"], &rows);
-        assert_eq!(lines, ["ID  STATUS     NOTE", "1   succeeded  x", "22  failed"]);
+        assert_eq!(
+            lines,
+            ["ID  STATUS     NOTE", "1   succeeded  x", "22  failed"]
+        );
     }
 
     #[test]
     fn durations_read_as_people_say_them() {
         for (ms, text) in [
-            (0.0, "0ms"), (0.42, "0.4ms"), (8.0, "8ms"), (940.4, "940ms"), (1_240.0, "1.24s"),
-            (200_000.0, "3m 20s"), (7_500_000.0, "2h 05m"),
+            (0.0, "0ms"),
+            (0.42, "0.4ms"),
+            (8.0, "8ms"),
+            (940.4, "940ms"),
+            (1_240.0, "1.24s"),
+            (200_000.0, "3m 20s"),
+            (7_500_000.0, "2h 05m"),
         ] {
             assert_eq!(duration_ms(ms), text);
         }
@@ -262,7 +320,15 @@ mod tests {
     #[test]
     fn members_read_as_text() {
         let value = json!({"a": "x", "b": 5, "c": null, "t": "2026-03-01T12:00:05.123Z"});
-        assert_eq!([member(&value, "a"), member(&value, "b"), member(&value, "c"), member(&value, "d")], ["x", "5", "", ""]);
+        assert_eq!(
+            [
+                member(&value, "a"),
+                member(&value, "b"),
+                member(&value, "c"),
+                member(&value, "d")
+            ],
+            ["x", "5", "", ""]
+        );
         assert_eq!(member_time(&value, "t"), "2026-03-01 12:00:05");
     }
 

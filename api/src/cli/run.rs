@@ -6,8 +6,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    Failure, documents, executions, follow,
+    Failure,
     client::Client,
+    documents, executions, follow,
     output::{Output, member, remark},
 };
 
@@ -20,7 +21,12 @@ pub struct RunArgs {
     /// Name of the workflow
     workflow: String,
     /// Input: JSON, a file, or standard input
-    #[arg(long, value_name = "JSON|@FILE|-", default_value = "null", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "JSON|@FILE|-",
+        default_value = "null",
+        hide_default_value = true
+    )]
     input: String,
     /// Version to run [default: the current one]
     #[arg(long, value_name = "N")]
@@ -49,28 +55,45 @@ pub async fn run(client: &Client, args: &RunArgs, output: &Output) -> Result<(),
         output.json(&started);
     } else {
         output.line(id.as_str());
-        remark(format!("{}; watch it with: callboard executions tail {id}", member(&started, "status")));
+        remark(format!(
+            "{}; watch it with: callboard executions tail {id}",
+            member(&started, "status")
+        ));
     }
     Ok(())
 }
 
 /// Sends the start until it is answered.
 async fn start(client: &Client, args: &RunArgs, body: &Value) -> Result<Value, Failure> {
-    let key = args.idempotency_key.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+    let key = args
+        .idempotency_key
+        .clone()
+        .unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let mut attempt = 1;
     loop {
         let request = client
-            .request(Method::POST, &["v1", "workflows", &args.workflow, "executions"])
+            .request(
+                Method::POST,
+                &["v1", "workflows", &args.workflow, "executions"],
+            )
             .header("idempotency-key", &key)
             .json(body);
         let pause = match client.send(request).await {
             Ok(answer) => return Ok(answer.body),
-            Err(Failure::Refused(refusal)) if matches!(refusal.status, 429 | 503) && attempt < ATTEMPTS_MAX => {
-                refusal.retry_after.unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(30))
+            Err(Failure::Refused(refusal))
+                if matches!(refusal.status, 429 | 503) && attempt < ATTEMPTS_MAX =>
+            {
+                refusal
+                    .retry_after
+                    .unwrap_or(Duration::from_secs(1))
+                    .min(Duration::from_secs(30))
             }
             Err(failure) => return Err(failure),
         };
-        remark(format!("the server is busy, trying again in {}s", pause.as_secs()));
+        remark(format!(
+            "the server is busy, trying again in {}s",
+            pause.as_secs()
+        ));
         tokio::time::sleep(pause).await;
         attempt += 1;
     }
@@ -80,13 +103,18 @@ async fn start(client: &Client, args: &RunArgs, body: &Value) -> Result<Value, F
 fn read_input(text: &str) -> Result<Value, Failure> {
     let (text, name) = match text.strip_prefix('@') {
         Some(path) => {
-            let file = fs::File::open(path).map_err(|error| Failure::Usage(format!("cannot read {path}: {error}")))?;
+            let file = fs::File::open(path)
+                .map_err(|error| Failure::Usage(format!("cannot read {path}: {error}")))?;
             (documents::read_text(file, path)?, path)
         }
-        None if text == "-" => (documents::read_text(std::io::stdin().lock(), "standard input")?, "standard input"),
+        None if text == "-" => (
+            documents::read_text(std::io::stdin().lock(), "standard input")?,
+            "standard input",
+        ),
         None => (text.to_owned(), "--input"),
     };
-    serde_json::from_str(&text).map_err(|error| Failure::Usage(format!("{name} is not JSON: {error}")))
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::Usage(format!("{name} is not JSON: {error}")))
 }
 
 #[cfg(test)]
@@ -96,13 +124,18 @@ mod tests {
     #[test]
     fn input_is_json_or_a_file() -> std::io::Result<()> {
         assert_eq!(read_input(r#"{"a": 1}"#).ok(), Some(json!({"a": 1})));
-        let path = std::env::temp_dir().join(format!("callboard-input-{}.json", uuid::Uuid::now_v7()));
+        let path =
+            std::env::temp_dir().join(format!("callboard-input-{}.json", uuid::Uuid::now_v7()));
         fs::write(&path, "[1, 2]")?;
         let read = read_input(&format!("@{}", path.display()));
         fs::remove_file(&path)?;
         assert_eq!(read.ok(), Some(json!([1, 2])));
         for wrong in ["{", "@/no/such/file", "text"] {
-            assert_eq!(read_input(wrong).err().map(|failure| failure.exit_code()), Some(2), "{wrong}");
+            assert_eq!(
+                read_input(wrong).err().map(|failure| failure.exit_code()),
+                Some(2),
+                "{wrong}"
+            );
         }
         Ok(())
     }

@@ -43,9 +43,17 @@ pub enum SessionsCommand {
 }
 
 /// Does it.
-pub async fn run(client: &Client, command: &SessionsCommand, output: &Output) -> Result<(), Failure> {
+pub async fn run(
+    client: &Client,
+    command: &SessionsCommand,
+    output: &Output,
+) -> Result<(), Failure> {
     match command {
-        SessionsCommand::List { agent, limit, cursor } => {
+        SessionsCommand::List {
+            agent,
+            limit,
+            cursor,
+        } => {
             let query = [
                 ("agent", agent.clone().unwrap_or_default()),
                 ("limit", limit.to_string()),
@@ -60,18 +68,36 @@ pub async fn run(client: &Client, command: &SessionsCommand, output: &Output) ->
 }
 
 fn list(page: &Value, output: &Output) {
-    print_list(page, output, &["ID", "AGENT", "STATUS", "OPENED", "CHANGED", "MODEL CALLS", "TOOL CALLS"], |session| {
-        let used = |name| session.get("usage").map(|usage| member(usage, name)).unwrap_or_default();
-        vec![
-            member(session, "id"),
-            member(session, "agent"),
-            member(session, "status"),
-            member_time(session, "created_at"),
-            member_time(session, "updated_at"),
-            used("model_calls"),
-            used("tool_calls"),
-        ]
-    });
+    print_list(
+        page,
+        output,
+        &[
+            "ID",
+            "AGENT",
+            "STATUS",
+            "OPENED",
+            "CHANGED",
+            "MODEL CALLS",
+            "TOOL CALLS",
+        ],
+        |session| {
+            let used = |name| {
+                session
+                    .get("usage")
+                    .map(|usage| member(usage, name))
+                    .unwrap_or_default()
+            };
+            vec![
+                member(session, "id"),
+                member(session, "agent"),
+                member(session, "status"),
+                member_time(session, "created_at"),
+                member_time(session, "updated_at"),
+                used("model_calls"),
+                used("tool_calls"),
+            ]
+        },
+    );
 }
 
 async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure> {
@@ -81,10 +107,25 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
         output.json(&json!({"session": session, "messages": rows}));
         return Ok(());
     }
-    for name in ["id", "agent", "status", "execution_id", "created_at", "updated_at"] {
-        let text = if name.ends_with("_at") { member_time(&session, name) } else { member(&session, name) };
+    for name in [
+        "id",
+        "agent",
+        "status",
+        "execution_id",
+        "created_at",
+        "updated_at",
+    ] {
+        let text = if name.ends_with("_at") {
+            member_time(&session, name)
+        } else {
+            member(&session, name)
+        };
         if !text.is_empty() {
-            output.line(format!("{:<14} {}", name.replace('_', " "), output.paint.status(&harmless(&text))));
+            output.line(format!(
+                "{:<14} {}",
+                name.replace('_', " "),
+                output.paint.status(&harmless(&text))
+            ));
         }
     }
     output.line("");
@@ -100,7 +141,9 @@ pub async fn transcript(client: &Client, id: &str) -> Result<Vec<Value>, Failure
     let mut cursor = String::new();
     loop {
         let query = [("limit", PAGE.to_string()), ("cursor", cursor)];
-        let page = client.get(&["v1", "sessions", id, "messages"], &query).await?;
+        let page = client
+            .get(&["v1", "sessions", id, "messages"], &query)
+            .await?;
         rows.extend_from_slice(data(&page));
         cursor = member(&page, "next_cursor");
         if cursor.is_empty() || rows.len() >= ROWS_SHOWN_MAX {
@@ -117,12 +160,29 @@ pub fn transcript_lines(row: &Value, output: &Output) -> Vec<String> {
     let name = format!("{role:<9}");
     let mut lines = Vec::new();
     if !content.is_empty() {
-        let shown = if role == "tool" { paint.dim(&super::output::shorten(&content, 400)) } else { content };
+        let shown = if role == "tool" {
+            paint.dim(&super::output::shorten(&content, 400))
+        } else {
+            content
+        };
         lines.push(format!("{} {shown}", paint.cyan(&name)));
     }
-    for call in row.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
-        let arguments = call.get("arguments").map(Value::to_string).unwrap_or_default();
-        lines.push(format!("{} {} {}", paint.cyan(&name), paint.bold(&harmless(&member(call, "name"))), harmless(&arguments)));
+    for call in row
+        .get("tool_calls")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let arguments = call
+            .get("arguments")
+            .map(Value::to_string)
+            .unwrap_or_default();
+        lines.push(format!(
+            "{} {} {}",
+            paint.cyan(&name),
+            paint.bold(&harmless(&member(call, "name"))),
+            harmless(&arguments)
+        ));
     }
     lines
 }

@@ -74,7 +74,11 @@ impl Parser {
         let data = self.data.take()?;
         Some(Event {
             id: self.id.clone(),
-            name: if name.is_empty() { "message".to_owned() } else { name },
+            name: if name.is_empty() {
+                "message".to_owned()
+            } else {
+                name
+            },
             data: serde_json::from_str(&data).unwrap_or(Value::String(data)),
         })
     }
@@ -83,7 +87,9 @@ impl Parser {
 /// Length of the first line and of the line with its end. A carriage return that ends the piece is not yet
 /// known to be the whole end, so it waits for more.
 fn line_end(bytes: &[u8]) -> Option<(usize, usize)> {
-    let at = bytes.iter().position(|&byte| byte == b'\n' || byte == b'\r')?;
+    let at = bytes
+        .iter()
+        .position(|&byte| byte == b'\n' || byte == b'\r')?;
     match (bytes[at], bytes.get(at + 1)) {
         (b'\n', _) => Some((at, at + 1)),
         (_, None) => None,
@@ -102,8 +108,16 @@ mod tests {
 
     fn expected() -> Vec<Event> {
         vec![
-            Event { id: "1".into(), name: "a".into(), data: json!({"x": 1}) },
-            Event { id: "1".into(), name: "b".into(), data: json!("text") },
+            Event {
+                id: "1".into(),
+                name: "a".into(),
+                data: json!({"x": 1}),
+            },
+            Event {
+                id: "1".into(),
+                name: "b".into(),
+                data: json!("text"),
+            },
         ]
     }
 
@@ -125,7 +139,10 @@ mod tests {
         let mut parser = Parser::default();
         assert_eq!(parser.push(b"event: x\n\n"), Ok(vec![]));
         let next = parser.push(b"data: 1\n\n").unwrap_or_default();
-        assert_eq!(next.first().map(|event| event.name.as_str()), Some("message"));
+        assert_eq!(
+            next.first().map(|event| event.name.as_str()),
+            Some("message")
+        );
     }
 
     #[test]
