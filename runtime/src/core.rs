@@ -189,7 +189,9 @@ impl Core {
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
         config.check()?;
         let outbound = OutboundClient::new(config.outbound.clone());
-        let outbound = outbound.map_err(|fault| ConfigError { faults: vec![fault] })?;
+        let outbound = outbound.map_err(|fault| ConfigError {
+            faults: vec![fault],
+        })?;
         let database = config.database().map_err(StoreError::from_sqlx)?;
         store::migrate(&database)
             .await

@@ -241,6 +241,7 @@ impl Host {
                 error: Some(error.to_string()),
                 parent_id: stored.summary.parent_id,
             };
+            drop(host.core.journal.reopen(id.0).await);
             if let Err(refusal) = host
                 .core
                 .journal
@@ -281,7 +282,7 @@ impl Host {
     /// Folds an execution that this host owns. `NotFound` when it has ended or is somebody else's.
     pub(crate) async fn load(&self, id: ExecutionId) -> Result<Launch, StoreError> {
         let db = &self.core.db;
-        self.core.journal.reopen(id.0).await;
+        self.core.journal.reopen(id.0).await?;
         let stored = executions::get(db, id).await?.ok_or(StoreError::NotFound)?;
         if stored.summary.status.is_final() || stored.summary.host_id != Some(self.core.host_id) {
             return Err(StoreError::NotFound);

@@ -167,10 +167,16 @@ impl BodyType for MessageCreate {
         if attachments.is_some_and(|attachments| !attachments.is_empty()) {
             fields.fault(
                 "attachments",
-                Wrong::new("value_error", "Value error, messages cannot have attachments yet"),
+                Wrong::new(
+                    "value_error",
+                    "Value error, messages cannot have attachments yet",
+                ),
             );
         }
-        content.map(|content| Self { content, attachments: None })
+        content.map(|content| Self {
+            content,
+            attachments: None,
+        })
     }
 }
 
