@@ -188,6 +188,10 @@ impl Core {
     /// The settings are wrong, or the database cannot be reached or refuses. Trying again is harmless.
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
         config.check()?;
+        let outbound = OutboundClient::new(config.outbound.clone());
+        let outbound = outbound.map_err(|fault| ConfigError {
+            faults: vec![fault],
+        })?;
         let database = config.database().map_err(StoreError::from_sqlx)?;
         store::migrate(&database)
             .await
@@ -221,7 +225,7 @@ impl Core {
             journal,
             events: EventHub::default(),
             documents,
-            outbound: OutboundClient {},
+            outbound,
             host_id,
             config: Arc::new(config),
             pulse,

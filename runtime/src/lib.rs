@@ -1,7 +1,7 @@
 //! The engine of Callboard: definitions, the pure state machine, expressions, actors, the store, and the
 //! contracts that nodes, tools and model providers implement.
 
-pub mod actors;
+mod actors;
 pub mod core;
 pub mod document;
 pub mod documents;
@@ -9,6 +9,7 @@ pub mod duration;
 pub mod events;
 pub mod executions;
 pub mod expression;
+mod graphs;
 pub mod id;
 pub mod item;
 pub mod journal;

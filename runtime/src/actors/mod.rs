@@ -1,6 +1,9 @@
 //! Actors: mailboxes, timers and children. Decisions are in `model`, SQL is in `store`.
 
+pub mod execution;
+pub mod execution_manager;
 pub mod membership;
+pub mod node_runner;
 pub mod persistence;
 pub mod standing;
 
