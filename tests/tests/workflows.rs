@@ -138,7 +138,7 @@ spec:
   steps:
     - { id: split, uses: split_out, with: { field_to_split_out: people } }
     - { id: adults, uses: filter, with: { condition: "{{ $json.age >= 18 }}" } }
-    - { id: sorted, uses: sort, with: { sort_fields: [{ field_name: age, order: descending }] } }
+    - { id: sorted, uses: sort, with: { fields: [{ field: age, order: descending }] } }
     - { id: first, uses: limit, with: { max_items: 2 } }
     - { id: names, uses: code, with: { code: "return {name: $json.name.toUpperCase()}", mode: each } }
 ---
