@@ -23,7 +23,7 @@ spec:
     - { id: p2, uses: http.request, with: { method: POST, url: "STUB/p2", body: { first: "{{ $json.first }}" } } }
     - { id: s2, uses: set, with: { keep: all, values: { second: "{{ $json.token }}", first: "{{ $('s1').item.json.first }}" } } }
     - { id: p3, uses: http.request, with: { method: POST, url: "STUB/p3", body: { second: "{{ $json.second }}" } } }
-    - { id: end, uses: set, with: { keep: none, values: { tokens: ["{{ $('s1').item.json.first }}", "{{ $('s2').item.json.second }}", "{{ $json.token }}"] } } }
+    - { id: last, uses: set, with: { keep: none, values: { tokens: ["{{ $('s1').item.json.first }}", "{{ $('s2').item.json.second }}", "{{ $json.token }}"] } } }
 "#
     .replace("STUB", &stub.url(""))
 }
@@ -100,7 +100,7 @@ async fn a_workflow_killed_at_any_step_goes_on_where_it_was() {
         assert_recorded_once(
             &server,
             &id,
-            &["trigger", "p1", "s1", "p2", "s2", "p3", "end"],
+            &["trigger", "p1", "s1", "p2", "s2", "p3", "last"],
         )
         .await;
     }
@@ -126,7 +126,7 @@ async fn many_runs_survive_several_kills_with_one_result_each() {
     for id in &ids {
         let run = server.finished(id).await;
         assert_eq!(run["status"], "succeeded", "{run:#}");
-        assert_recorded_once(&server, id, &["p1", "s1", "p2", "s2", "p3", "end"]).await;
+        assert_recorded_once(&server, id, &["p1", "s1", "p2", "s2", "p3", "last"]).await;
     }
     let requests = stub.requests();
     let mut by_key: BTreeMap<String, Vec<Value>> = BTreeMap::new();
