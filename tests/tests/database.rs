@@ -221,12 +221,10 @@ async fn two_servers_cannot_share_a_data_directory() {
 async fn a_port_in_use_is_said_in_plain_words() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
+    let port = taken.local_addr().unwrap().port().to_string();
     let refusal = Options::new().listen(&address).try_start().await;
     let words = refusal.err().expect("the port is taken");
-    assert!(
-        words.contains(&address) && words.contains("in use"),
-        "{words}"
-    );
+    assert!(words.contains(&port) && words.contains("in use"), "{words}");
     assert!(!words.contains("panicked"), "{words}");
 }
 

@@ -116,16 +116,28 @@ async fn a_respond_step_answers_and_the_run_goes_on() {
 #[tokio::test]
 async fn a_run_that_outlives_the_wait_is_accepted() {
     let server = Server::start().await;
-    let steps = "    - { id: sleep, uses: wait.timer, with: { duration: 1h } }\n";
-    server.apply(&hook("slow", "", steps)).await;
-    let reply = server
-        .call(Method::POST, "/hooks/slow")
-        .header("prefer", "wait=1")
-        .json(&json!({}))
-        .send()
+    // Nobody waits longer for a run than it may run; time spent waiting does not count as running.
+    server
+        .apply(
+            r#"
+kind: Workflow
+metadata: { name: slow }
+spec:
+  trigger: { type: webhook, path: /slow, method: POST }
+  settings: { timeout: 1s }
+  steps:
+    - { id: sleep, uses: wait.timer, with: { duration: 1h } }
+"#,
+        )
         .await;
-    assert!(reply.header("location").is_some(), "{reply:#?}");
+    let reply = server.post("/hooks/slow", &json!({})).await;
+    let location = reply.header("location").expect("where to look").to_owned();
     reply.expect(202);
+    let id = location.rsplit('/').next().unwrap();
+    assert_eq!(
+        server.wait_for_status(id, &["waiting", "failed"]).await["status"],
+        "waiting"
+    );
 }
 
 #[tokio::test]
