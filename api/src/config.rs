@@ -107,8 +107,9 @@ pub struct ServeArgs {
     #[arg(
         long,
         env = "CALLBOARD_LOG_FORMAT",
-        value_name = "FORM",
-        default_value = "text"
+        value_name = "text|json",
+        default_value = "text",
+        hide_possible_values = true
     )]
     pub log_format: LogFormat,
     /// How long this host may write without renewing its lease

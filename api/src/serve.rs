@@ -16,7 +16,7 @@ use std::{
 
 use callboard_agents::sessions::Sessions;
 use callboard_runtime::{
-    core::{self, Core},
+    core::{self, Core, Pulse},
     document::Document,
     documents::Put,
     executions::Executions,
@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -182,9 +183,10 @@ impl Host {
     /// Serves until a signal, then stops. A host that others have fenced goes on under a new id.
     pub async fn run(mut self) -> Result<(), Failure> {
         loop {
+            let fenced = fenced(self.incarnation.core.pulse.clone());
             tokio::select! {
                 () = self.stop.cancelled() => return self.stop().await,
-                () = self.incarnation.fenced() => self.rejoin().await?,
+                () = fenced => self.rejoin().await?,
                 served = &mut self.incarnation.served => {
                     // Nothing else ends it: the listener is broken.
                     self.finish().await;
@@ -295,19 +297,18 @@ impl Incarnation {
         })
     }
 
-    /// Returns when others have fenced it; never when its core has stopped otherwise.
-    async fn fenced(&self) {
-        let mut pulse = self.core.pulse.clone();
-        if pulse.wait_for(|pulse| pulse.fenced).await.is_err() {
-            std::future::pending().await
-        }
-    }
-
     /// Takes nothing new, and gives what runs up to `timeout`. Requests that wait for an execution end with it.
     async fn drain(&mut self, timeout: Duration) -> Served {
         self.shutdown.cancel();
         let (served, ()) = tokio::join!(&mut self.served, self.executions.drain(timeout));
         served
+    }
+}
+
+/// Returns when the host that this is the pulse of was fenced; never when it ended in another way.
+async fn fenced(mut pulse: watch::Receiver<Pulse>) {
+    if pulse.wait_for(|pulse| pulse.fenced).await.is_err() {
+        std::future::pending().await
     }
 }
 

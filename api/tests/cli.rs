@@ -111,15 +111,14 @@ fn validate_can_be_read_by_a_program() -> TestResult {
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_str(&stdout(&output))?;
     assert_eq!(report["valid"], false);
-    let fault = &report["faults"][0];
-    assert_eq!(
-        (&fault["file"], &fault["line"], &fault["column"]),
-        (&"faulty.yaml".into(), &6.into(), &7.into())
-    );
-    assert_eq!(
-        fault["path"],
-        serde_json::json!(["spec", "steps", "0", "usess"])
-    );
+    let path = serde_json::json!(["spec", "steps", "0", "usess"]);
+    let faults = report["faults"].as_array().ok_or("no list of faults")?;
+    let fault = faults
+        .iter()
+        .find(|fault| fault["path"] == path)
+        .ok_or("the fault is missing")?;
+    assert_eq!(fault["file"], "faulty.yaml");
+    assert_eq!((&fault["line"], &fault["column"]), (&6.into(), &7.into()));
     assert!(
         fault["message"].is_string() && fault["type"].is_string(),
         "{fault}"
@@ -299,10 +298,15 @@ fn a_server_that_is_not_there_exits_with_3() -> TestResult {
     Ok(())
 }
 
-/// Answers one request with `answer` and gives the request back.
+/// Answers one request with this status and JSON, and gives the request back.
 fn answer_once(
-    answer: &'static str,
+    status: &str,
+    body: &str,
 ) -> io::Result<(String, thread::JoinHandle<io::Result<String>>)> {
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let served = thread::spawn(move || {
@@ -325,10 +329,7 @@ fn answer_once(
 #[test]
 fn a_client_on_the_serving_machine_finds_the_server_and_its_key() -> TestResult {
     let directory = tempfile::tempdir()?;
-    let (address, served) = answer_once(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 32\r\nconnection: close\r\n\r\n\
-         {\"data\": [], \"next_cursor\": null}",
-    )?;
+    let (address, served) = answer_once("200 OK", r#"{"data": [], "next_cursor": null}"#)?;
     let data = directory.path().join(".callboard");
     fs::create_dir(&data)?;
     fs::write(
@@ -351,8 +352,8 @@ fn a_client_on_the_serving_machine_finds_the_server_and_its_key() -> TestResult 
 fn a_refusal_exits_with_1_and_says_why() -> TestResult {
     let directory = tempfile::tempdir()?;
     let (address, served) = answer_once(
-        "HTTP/1.1 404 Not Found\r\ncontent-type: application/problem+json\r\ncontent-length: 51\r\nconnection: close\r\n\r\n\
-         {\"detail\": \"there is no such one\", \"code\": \"absent\"}",
+        "404 Not Found",
+        r#"{"detail": "there is no such one", "code": "absent"}"#,
     )?;
     let output = run(
         directory.path(),

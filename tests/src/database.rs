@@ -149,3 +149,18 @@ async fn execute(postgres: &PrivatePostgres, sql: String) {
         Err(_) => panic!("a test database took too long"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_database_is_empty_and_its_own() {
+        let (one, two) = (Database::create().await, Database::create().await);
+        assert_ne!(one.name(), two.name());
+        let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+        assert_eq!(one.number(tables).await, 0);
+        let name: String = two.row("SELECT current_database()::text").await.get(0);
+        assert_eq!(name, two.name());
+    }
+}

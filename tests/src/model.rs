@@ -55,6 +55,14 @@ impl Turn {
         turn
     }
 
+    /// The same, but the connection breaks after so many pieces.
+    #[must_use]
+    pub fn cut_after(mut self, pieces: usize) -> Self {
+        self.pieces.truncate(pieces);
+        self.cut = true;
+        self
+    }
+
     /// A text whose stream ends cleanly but without a finish reason.
     pub fn unfinished(text: &str) -> Self {
         let mut turn = Self::text(text);

@@ -29,6 +29,7 @@ const READY_LINE: &str = "listening on http://";
 /// How a server is started.
 #[derive(Default)]
 pub struct Options {
+    listen: Option<String>,
     flags: Vec<String>,
     env: Vec<(String, String)>,
     private_postgres: bool,
@@ -47,6 +48,13 @@ impl Options {
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// On a given address instead of a free port of the loopback interface.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = Some(address.to_owned());
         self
     }
 
@@ -290,7 +298,9 @@ impl Server {
         let mut command = Command::from(command);
         clean(&mut command);
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .args(["serve", "--listen"])
+            .arg(self.options.listen.as_deref().unwrap_or("127.0.0.1:0"))
+            .arg("--data-dir")
             .arg(&self.data_dir)
             // The shortest there is: what a killed server owned goes on after it.
             .args(["--lease", "2s", "--allow-outbound", "127.0.0.0/8"])
@@ -325,8 +335,24 @@ impl Server {
     /// # Panics
     /// When it does not run, or does not end in time.
     pub async fn stop(&mut self) -> ExitStatus {
+        self.tell_to_stop();
+        self.ended().await
+    }
+
+    /// Tells it to stop, as an operator would.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn tell_to_stop(&self) {
+        signal(self.pid(), Signal::TERM);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end in time.
+    pub async fn ended(&mut self) -> ExitStatus {
         let mut running = self.running.take().expect("it runs");
-        signal(running.pid, Signal::TERM);
         let status = tokio::time::timeout(DEADLINE, running.child.wait())
             .await
             .unwrap_or_else(|_| panic!("it does not stop: {}", self.log()))

@@ -416,6 +416,7 @@ mod tests {
 
     fn paths(old: Value, new: Value) -> Vec<String> {
         changes_between(&json!({"spec": old}), &json!({"spec": new}))
+            .0
             .iter()
             .map(describe)
             .collect()
@@ -429,7 +430,7 @@ mod tests {
                 &stored,
                 &json!({"kind": "Workflow", "metadata": {"name": "x"}, "spec": {"a": 1}})
             ),
-            []
+            (vec![], false)
         );
     }
 

@@ -30,13 +30,7 @@ use output::{Format, Output};
 
 /// Workflows and AI agents that survive the death of any process.
 #[derive(Parser)]
-#[command(
-    name = "callboard",
-    version,
-    about,
-    max_term_width = 110,
-    propagate_version = false
-)]
+#[command(name = "callboard", version, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -60,7 +54,13 @@ pub struct Global {
     )]
     pub key: Option<String>,
     /// Form of what is printed on standard output
-    #[arg(long, global = true, value_name = "FORM", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "text|json",
+        default_value = "text",
+        hide_possible_values = true
+    )]
     pub format: Format,
     /// Where `serve` keeps its database, the admin key and its address
     #[arg(

@@ -63,14 +63,12 @@ pub(super) fn wire<'a>(
             wiring.follow(step);
         }
     }
-    if faults.len() == before {
-        wiring.enter_loops();
-    }
     if wiring.links.len() > LINKS_MAX {
         let message = format!("A list of steps should have at most {LINKS_MAX} connections");
         drafts.first()?.at.fault("too_long", message);
     }
     if faults.len() == before {
+        wiring.enter_loops();
         wiring.check_cycles();
     }
     if faults.len() == before {

@@ -1,7 +1,7 @@
 //! Workflow documents: checked as a whole and compiled into a [`Graph`].
 //!
-//! Every part is read even when another is faulty, so one look shows all faults. Steps are read first ([`step`]),
-//! then connected ([`edges`]), and a graph is only built when nothing was wrong. What the language has and this
+//! Every part is read even when another is faulty, so one look shows all faults. Steps are read first (`step`),
+//! then connected (`edges`), and a graph is only built when nothing was wrong. What the language has and this
 //! version does not is refused by name, never ignored.
 //!
 //! Beyond the wording of the language: a route whose step also stands in the target's `after` with the same port is one

@@ -181,29 +181,24 @@ impl<'a> Compiler<'a, '_> {
         None
     }
 
-    /// Ids are unique in the whole workflow: `$('id')` and the journal know no lists within lists.
+    /// Ids are unique in the whole workflow: `$('id')` and the journal know no lists within lists. A faulty one is given
+    /// all the same, so that what names it is not faulty too.
     fn step_id(&mut self, id: &Reader<'a>) -> Option<&'a str> {
         let name = id.text(1..=ID_CHARS_MAX)?;
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if !name.chars().all(fits) {
             let message = "A step's id should be made of letters, digits, `-` and `_`";
             id.fault("string_pattern_mismatch", message);
-            return None;
-        }
-        if matches!(name, "trigger" | "end") {
-            id.fault(
-                "value_error",
-                format!("`{name}` has a meaning of its own: choose another id"),
-            );
-            return None;
-        }
-        if let Some(first) = self.seen.get(name) {
+        } else if matches!(name, "trigger" | "end") {
+            let message = format!("`{name}` has a meaning of its own: choose another id");
+            id.fault("value_error", message);
+        } else if let Some(first) = self.seen.get(name) {
             let message = format!("Duplicate step id `{name}`; `{first}` has it already");
             id.fault("value_error", message);
-            return None;
+        } else {
+            let step = id.path().split_last().map(|(_, step)| step.join("."));
+            self.seen.insert(name, step.unwrap_or_default());
         }
-        let step = id.path().split_last().map(|(_, step)| step.join("."));
-        self.seen.insert(name, step.unwrap_or_default());
         Some(name)
     }
 }

@@ -1,8 +1,9 @@
 //! What the compiler says of workflows that are not sound, and where.
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use super::{compile_text, graph, nodes, with_spec};
+use super::{LEADS, compile_text, graph, nodes, with_spec};
 use crate::document::{
     check_all, from_value, read,
     workflow::{STEPS_MAX, compile},
@@ -465,4 +466,65 @@ fn documents_are_checked_as_a_set() {
             "w.yaml:22:12: spec.trigger: The workflow `a` claims the webhook `POST /x/{}` (w.yaml:4:12)",
         ]
     );
+}
+
+#[test]
+fn a_faulty_id_is_one_fault_however_often_it_is_named() {
+    check(
+        "  steps: [{id: a b, uses: noop}, {id: c, uses: switch, routes: {x: a b}, after: a b}]",
+        &["4:16: spec.steps.0.id: A step's id should be made of"],
+    );
+}
+
+#[test]
+fn no_damage_to_a_file_makes_its_reading_panic() {
+    const PIECES: [&str; 26] = [
+        "{",
+        "}",
+        "[",
+        "]",
+        ": ",
+        "- ",
+        "\n",
+        "  ",
+        "|\n",
+        ">-\n",
+        "&a ",
+        "*a",
+        "!!str ",
+        "!x ",
+        "\"",
+        "'",
+        "#",
+        "---\n",
+        "%YAML 1.2\n",
+        "\t",
+        "? ",
+        ", ",
+        "ä",
+        "end",
+        "trigger",
+        "{{",
+    ];
+    let mut rng = StdRng::seed_from_u64(7);
+    for _ in 0..300 {
+        let mut text: Vec<char> = LEADS.chars().collect();
+        for _ in 0..rng.random_range(1..6) {
+            let at = rng.random_range(0..text.len());
+            let to = (at + rng.random_range(1..30)).min(text.len());
+            let from = rng.random_range(0..text.len());
+            match rng.random_range(0..3) {
+                0 => drop(text.drain(at..to)),
+                1 => drop(text.splice(at..at, PIECES[rng.random_range(0..PIECES.len())].chars())),
+                _ => {
+                    let copy = text[from..(from + 40).min(text.len())].to_vec();
+                    drop(text.splice(at..at, copy));
+                }
+            }
+        }
+        let text: String = text.into_iter().collect();
+        if let Ok(documents) = read(&text, None) {
+            let _ = check_all(&documents, &nodes());
+        }
+    }
 }
