@@ -25,6 +25,10 @@ use crate::sessions::{OpenSession, SendMessage, SessionError, Sessions, TurnResu
 
 /// How long one look at a turn lasts; it is looked at again until it ends.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long a run waits for its session to be free.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What it waits between two tries when the database gave no answer.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The sessions that the `agent` node works with: it must be registered before they can be started.
 #[derive(Clone, Default)]
@@ -141,10 +145,7 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
                 idempotency_key: Some(key.clone()),
                 execution_id: Some(input.identity.execution_id),
             };
-            let opened = sessions
-                .open(&params.agent, options)
-                .await
-                .map_err(failed)?;
+            let opened = patiently(input, || sessions.open(&params.agent, options.clone())).await?;
             opened.id
         }
     };
@@ -152,7 +153,7 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
         content,
         idempotency_key: Some(key),
     };
-    let accepted = sessions.send(id, message).await.map_err(failed)?;
+    let accepted = patiently(input, || sessions.send(id, message.clone())).await?;
     let mut guard = CancelOnDrop {
         sessions,
         input,
@@ -171,6 +172,32 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
     };
     guard.turn = None;
     item(id, result)
+}
+
+/// Tries again while too much is going on, or a session that this run opened before a crash waits to be adopted.
+async fn patiently<T, F: Future<Output = Result<T, SessionError>>>(
+    input: &NodeInput,
+    attempt: impl Fn() -> F,
+) -> Result<T, NodeError> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let error = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let wait = match &error {
+            SessionError::Busy(wait) => (*wait).min(LOOK),
+            SessionError::Store(StoreError::Unconfirmed(_)) => RETRY,
+            _ => return Err(failed(error)),
+        };
+        if tokio::time::Instant::now() + wait > deadline {
+            return Err(failed(error));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = input.cancel.cancelled() => return Err(NodeError::Cancelled),
+        }
+    }
 }
 
 /// Cancels the turn of a run that is not wanted any more. A run that is dropped without having been cancelled goes on
