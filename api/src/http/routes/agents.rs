@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use callboard_agents::model;
 use callboard_runtime::document::Document;
 use poem_openapi::{
     OpenApi,
@@ -38,7 +39,8 @@ const KIND: Kind = Kind {
     check_enabled: |_, _| Ok(()),
 };
 
-fn check(_: &State, document: &Document) -> ApiResult<()> {
+fn check(state: &State, document: &Document) -> ApiResult<()> {
+    model::agent::compile(document, &state.app.nodes)?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use callboard_agents::model;
 use callboard_runtime::{document::Document, documents::StoredDocument};
 use poem_openapi::{
     OpenApi,
@@ -42,6 +43,7 @@ const KIND: Kind = Kind {
 };
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
+    model::provider::compile(document)?;
     Ok(())
 }
 
