@@ -215,8 +215,8 @@ pub fn check(documents: &[Document], nodes: &NodeRegistry) -> Vec<Fault> {
 /// Faults of kinds that [`document::check_all`] leaves to those who own them.
 fn check_one(document: &Document, nodes: &NodeRegistry) -> Vec<Fault> {
     match document.kind.as_str() {
-        "Agent" => callboard_agents::definition::compile(document, nodes).err(),
-        "Provider" => callboard_agents::provider::compile(document).err(),
+        "Agent" => callboard_agents::model::agent::compile(document, nodes).err(),
+        "Provider" => callboard_agents::model::provider::compile(document).err(),
         _ => None,
     }
     .unwrap_or_default()

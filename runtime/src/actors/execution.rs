@@ -197,7 +197,7 @@ impl Actor for ExecutionActor {
             Msg::Idle => self.run(&myself, state, Decision::default(), VecDeque::new()),
             Msg::Deadline => self.deadline(&myself, state),
             Msg::Cancel(reply) => self.cancel(&myself, state, reply),
-            Msg::Fenced => myself.kill(),
+            Msg::Fenced => self.fenced(&myself, state),
         }
         Ok(())
     }
@@ -583,6 +583,11 @@ impl ExecutionActor {
         myself.stop(None);
     }
 
+    fn fenced(&self, myself: &ActorRef<Msg>, state: &State) {
+        self.host.kill_runs(state.execution.id());
+        myself.kill();
+    }
+
     fn child(&self, myself: &ActorRef<Msg>, state: &mut State, child: ExecutionId, with: WaitEnd) {
         // Whatever is heard of a child: its start is durable, or it was refused.
         state.children_starting.remove(&child);
@@ -658,7 +663,7 @@ impl ExecutionActor {
         ExecutionChange {
             id: state.execution.id(),
             status: end.status,
-            host_id: None,
+            host_id: Some(self.host.core.host_id),
             finished_at: Some(end.at),
             output: (end.status == ExecutionStatus::Succeeded)
                 .then(|| state.output(&end.output).to_string()),

@@ -153,8 +153,10 @@ impl ExecutionManager {
         state.loading.remove(&id);
         match launch {
             Ok(launch) => self.launch(myself, state, Box::new(launch)).await,
-            // It ended, or somebody else owns it by now.
-            Err(StoreError::NotFound | StoreError::Fenced | StoreError::Closed) => {}
+            // It ended, somebody else owns it by now, or it stopped before it was stored: then nothing was promised.
+            Err(StoreError::NotFound | StoreError::Fenced | StoreError::Closed) => {
+                self.host.registry.abandon(id);
+            }
             Err(StoreError::Corrupt(reason)) => {
                 tracing::error!(execution = %id, reason, "the execution cannot be resumed");
                 self.host.fail(id, "corrupt_journal", reason);

@@ -413,6 +413,20 @@ impl Registry {
         }
     }
 
+    /// Tells those who wait for an execution's start to be durable that it will not be.
+    pub(crate) fn abandon(&self, id: ExecutionId) {
+        if let Some(entry) = self
+            .lock()
+            .by_id
+            .get(&id)
+            .filter(|entry| entry.actor.is_none())
+        {
+            entry.progress.send_modify(|progress| {
+                progress.stored.get_or_insert(Err(StoreError::Closed));
+            });
+        }
+    }
+
     /// Forgets executions that do not run here and that nobody watches.
     pub(crate) fn forget_unwatched(&self) {
         self.lock()

@@ -43,6 +43,8 @@ use crate::{
 
 /// How often the store is asked about an execution that is watched, in case word from its actor does not come.
 const POLL: Duration = Duration::from_secs(2);
+/// How long a caller waits for its start to become durable.
+const STORED_MAX: Duration = Duration::from_secs(30);
 /// How long a cancel looks for the execution's owner.
 const CANCEL_MAX: Duration = Duration::from_secs(10);
 
@@ -127,12 +129,15 @@ impl Watch {
         .await
     }
 
-    /// Returns when the start is durable, or cannot be.
+    /// Returns when the start is durable, or cannot be. `Unconfirmed` when that is not known after 30 s: it may
+    /// yet become durable and run.
     pub async fn stored(&mut self) -> Result<(), StoreError> {
-        let stored = self
-            .progress
-            .wait_for(|progress| progress.stored.is_some())
-            .await;
+        let stored = self.progress.wait_for(|progress| progress.stored.is_some());
+        let Ok(stored) = tokio::time::timeout(STORED_MAX, stored).await else {
+            return Err(StoreError::Unconfirmed(
+                "the start is not confirmed".to_owned(),
+            ));
+        };
         stored.map_or(Err(StoreError::Closed), |progress| {
             progress.stored.clone().unwrap_or(Ok(()))
         })
@@ -329,10 +334,13 @@ impl Host {
     pub(crate) async fn start(
         self: &Arc<Self>,
         id: ExecutionId,
-        request: StartExecution,
+        mut request: StartExecution,
     ) -> Result<Started, StartError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(StartError::Draining);
+        }
+        if !self.core.journal.is_connected() {
+            return Err(StoreError::Unconfirmed("it does not answer just now".to_owned()).into());
         }
         if self.room() == 0 {
             return Err(StartError::Busy(Duration::from_secs(1)));
@@ -346,6 +354,7 @@ impl Host {
             if !violations.is_empty() {
                 return Err(StartError::InvalidInput(violations));
             }
+            request.input = schema.with_defaults(request.input);
         }
         let row = self.row(id, compiled.version, &request);
         if row.idempotency_key.is_some() {

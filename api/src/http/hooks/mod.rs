@@ -204,7 +204,7 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
     }
     state.takes_work()?;
     let bytes = body::read(&request, &mut body, state.max_body).await?;
-    let input = request::input(&request, bytes)?;
+    let mut input = request::input(&request, bytes)?;
     if let Some(schema) = &hook.input {
         let violations = schema.violations(&input);
         if !violations.is_empty() {
@@ -212,6 +212,7 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
                 violations.iter().map(Fault::from).collect(),
             ));
         }
+        input = schema.with_defaults(input);
     }
     let mut faults = Faults::default();
     let key = faults.header::<IdempotencyKey>("idempotency-key", request.headers());
@@ -230,8 +231,8 @@ async fn receive(state: &State, request: Request) -> ApiResult<Response> {
             .map(ToString::to_string),
     };
     match hook.webhook.respond {
-        Respond::LastStep => when_ended(state, &hook, start).await,
-        Respond::RespondStep => when_responded(state, &hook, start).await,
+        // A `respond` step answers whatever the trigger says; without one the end does.
+        Respond::LastStep | Respond::RespondStep => when_answered(state, &hook, start).await,
         Respond::Immediately => Ok(reply::accepted(
             state.app.executions.start(start).await.map_err(refused)?.id,
         )),
@@ -249,20 +250,7 @@ fn refused(error: StartError) -> ApiError {
     }
 }
 
-async fn when_ended(state: &State, hook: &Hook, start: StartExecution) -> ApiResult<Response> {
-    let mut started = state
-        .app
-        .executions
-        .start_watched(start)
-        .await
-        .map_err(refused)?;
-    match started.watch.ended(hook.wait).await {
-        Some(ended) => reply::ended(started.id, ended, hook.shape.as_ref()),
-        None => goes_on(started).await,
-    }
-}
-
-async fn when_responded(state: &State, hook: &Hook, start: StartExecution) -> ApiResult<Response> {
+async fn when_answered(state: &State, hook: &Hook, start: StartExecution) -> ApiResult<Response> {
     let mut started = state
         .app
         .executions
