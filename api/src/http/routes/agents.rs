@@ -11,7 +11,7 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types},
+    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, list_types},
 };
 use crate::http::{
     State,
@@ -23,14 +23,8 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!(
-    "Agent",
-    AgentCreate,
-    AgentUpdate,
-    AgentDetails,
-    AgentListItem,
-    AgentList
-);
+document_types!("Agent", AgentCreate, AgentUpdate, AgentDetails);
+list_types!(AgentListItem, AgentList);
 
 const KIND: Kind = Kind {
     name: "Agent",
