@@ -57,7 +57,7 @@ pub struct SendMessage {
 }
 
 /// A message that is durable: its turn will run, whatever happens to this process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
     /// Number of the turn that answers it, from 1.
     pub turn: i64,

@@ -63,9 +63,7 @@ impl Node for Code {
         let Err(found) = Script::check(code) else {
             return Vec::new();
         };
-        let before = code.get(..found.offset).unwrap_or(code);
-        let line = before.matches('\n').count() + 1;
-        vec![fault(&["code"], format!("line {line}: {}", found.message))]
+        vec![fault(&["code"], found.message)]
     }
 
     fn verbatim(&self) -> &'static [&'static str] {

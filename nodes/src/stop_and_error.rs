@@ -1,6 +1,6 @@
 //! `stop_and_error`: ends the run as failed.
 
-use callboard_runtime::node::{Node, NodeError, NodeInput, NodeOutcome, NodeType, PureNode};
+use callboard_runtime::node::{Node, NodeError, NodeInput, NodeOutcome, NodeType, Ports, PureNode};
 use serde_json::{Value, json};
 
 use crate::{parameters, values::text};
@@ -25,6 +25,11 @@ impl Node for StopAndError {
                 }),
             ),
         )
+    }
+
+    /// None: nothing follows it.
+    fn ports(&self, _with: &Value) -> Ports {
+        Ports::Named(Vec::new())
     }
 }
 

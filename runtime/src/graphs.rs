@@ -44,7 +44,11 @@ pub(crate) struct Graphs {
 
 impl Graphs {
     pub(crate) fn new(documents: Documents, nodes: Arc<NodeRegistry>) -> Self {
-        Self { documents, nodes, compiled: RwLock::default() }
+        Self {
+            documents,
+            nodes,
+            compiled: RwLock::default(),
+        }
     }
 
     pub(crate) fn nodes(&self) -> &Arc<NodeRegistry> {
@@ -53,12 +57,18 @@ impl Graphs {
 
     /// The current version, and whether it is enabled. `Corrupt` when what is stored no longer compiles.
     pub(crate) fn current(&self, name: &str) -> Result<Option<(Compiled, bool)>, StoreError> {
-        let Some(document) = self.documents.find(WORKFLOW, name) else { return Ok(None) };
+        let Some(document) = self.documents.find(WORKFLOW, name) else {
+            return Ok(None);
+        };
         Ok(Some((self.compile(&document)?, document.enabled)))
     }
 
     /// A given version.
-    pub(crate) async fn version(&self, name: &str, version: i32) -> Result<Option<Compiled>, StoreError> {
+    pub(crate) async fn version(
+        &self,
+        name: &str,
+        version: i32,
+    ) -> Result<Option<Compiled>, StoreError> {
         if let Some(compiled) = self.find(name, version) {
             return Ok(Some(compiled));
         }
@@ -77,18 +87,31 @@ impl Graphs {
         if let Some(compiled) = self.find(&stored.name, stored.version) {
             return Ok(compiled);
         }
-        let corrupt = |reason: String| StoreError::Corrupt(format!("workflow {} version {}: {reason}", stored.name, stored.version));
+        let corrupt = |reason: String| {
+            StoreError::Corrupt(format!(
+                "workflow {} version {}: {reason}",
+                stored.name, stored.version
+            ))
+        };
         let graph = document::from_value((*stored.body).clone())
             .and_then(|document| workflow::compile(&document, &self.nodes))
-            .map_err(|faults| corrupt(faults.first().map(ToString::to_string).unwrap_or_default()))?;
-        let input_schema = input_schema(&graph).map(Schema::compile).transpose().map_err(corrupt)?;
+            .map_err(|faults| {
+                corrupt(faults.first().map(ToString::to_string).unwrap_or_default())
+            })?;
+        let input_schema = input_schema(&graph)
+            .map(Schema::compile)
+            .transpose()
+            .map_err(corrupt)?;
         let compiled = Compiled {
             answers_list: answers_list(&graph),
             graph: Arc::new(graph),
             version: stored.version,
             input_schema: input_schema.map(Arc::new),
         };
-        let mut all = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self
+            .compiled
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if all.len() >= COMPILED_MAX {
             all.clear();
         }
@@ -107,7 +130,10 @@ fn input_schema(graph: &Graph) -> Option<&Value> {
 
 fn answers_list(graph: &Graph) -> bool {
     graph.triggers.iter().any(|trigger| match trigger {
-        Trigger::Webhook(webhook) => webhook.response_schema.as_ref().is_some_and(|schema| schema.get("type") == Some(&Value::from("array"))),
+        Trigger::Webhook(webhook) => webhook
+            .response_schema
+            .as_ref()
+            .is_some_and(|schema| schema.get("type") == Some(&Value::from("array"))),
         Trigger::Manual { .. } => false,
     })
 }

@@ -1,6 +1,7 @@
 //! The engine of Callboard: definitions, the pure state machine, expressions, actors, the store, and the
 //! contracts that nodes, tools and model providers implement.
 
+mod actors;
 pub mod core;
 pub mod document;
 pub mod documents;
@@ -8,6 +9,7 @@ pub mod duration;
 pub mod events;
 pub mod executions;
 pub mod expression;
+mod graphs;
 pub mod id;
 pub mod item;
 pub mod journal;
@@ -19,5 +21,3 @@ pub mod provider;
 pub mod schema;
 pub mod store;
 pub mod tool;
-pub mod actors;
-mod graphs;

@@ -7,11 +7,26 @@ use std::{io, sync::Arc, time::Duration};
 
 use callboard_agents::sessions::Sessions;
 use callboard_runtime::{core::Core, executions::Executions, node::NodeRegistry};
+use poem::Request;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+mod answer;
+mod auth;
+mod body;
+mod front;
+mod hooks;
+mod input;
 pub mod keys;
+mod metrics;
+mod openapi;
+mod problem;
+mod routes;
 mod server;
+mod sse;
+mod trace;
+
+use problem::{ApiError, ApiResult};
 
 /// The running host that the front speaks for. Cloning it is cheap.
 #[derive(Clone)]
@@ -47,10 +62,56 @@ pub struct ServeOptions {
 pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
     let ServeOptions {
         listener,
+        no_auth,
+        max_body,
         shutdown,
         drain_timeout,
-        ..
     } = options;
-    drop(app);
-    server::run(listener, poem::Route::new(), shutdown, drain_timeout).await
+    let state = State::new(app, no_auth, max_body, shutdown.clone());
+    server::run(listener, front::Front::new(state), shutdown, drain_timeout).await
+}
+
+/// What every request may need.
+struct State {
+    app: App,
+    max_body: usize,
+    shutdown: CancellationToken,
+    keys: auth::Keys,
+    hooks: hooks::Hooks,
+    metrics: metrics::Metrics,
+    /// Held while a document is checked against the others and stored, so that two requests to this host
+    /// cannot both find a name or a webhook's path free.
+    documents_changing: tokio::sync::Mutex<()>,
+}
+
+impl State {
+    fn new(app: App, no_auth: bool, max_body: usize, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            keys: auth::Keys::new(app.core.db.clone(), no_auth),
+            hooks: hooks::Hooks::default(),
+            metrics: metrics::Metrics::default(),
+            documents_changing: tokio::sync::Mutex::default(),
+            app,
+            max_body,
+            shutdown,
+        })
+    }
+
+    /// The state that [`front::Front`] put beside the request.
+    fn of(request: &Request) -> ApiResult<&Arc<Self>> {
+        request
+            .extensions()
+            .get()
+            .ok_or_else(|| ApiError::internal("a request came past the front"))
+    }
+
+    /// # Errors
+    /// 503 when the host is stopping: what is started now would be handed over at once.
+    fn takes_work(&self) -> ApiResult<()> {
+        if self.shutdown.is_cancelled() {
+            Err(ApiError::draining())
+        } else {
+            Ok(())
+        }
+    }
 }

@@ -24,8 +24,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How many connections may be open at once; further ones wait in the kernel's backlog.
 const CONNECTIONS_MAX: usize = 8192;
-/// How long a client may take to send the headers of a request, and to begin the next one.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to send the headers of a request, and to begin the next one. Longer than clients keep
+/// idle connections, so that it is they who close them: else a request could meet a connection being closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often an HTTP/2 client is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How many header fields a request may have.
 const HEADERS_MAX: usize = 100;
 /// How many bytes the headers of a request may take.
@@ -114,7 +117,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_BYTES_MAX as u32)
-        .keep_alive_interval(Some(HEADER_TIMEOUT));
+        .keep_alive_interval(Some(PING_INTERVAL));
     builder
 }
 

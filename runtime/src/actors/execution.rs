@@ -149,12 +149,21 @@ impl Actor for ExecutionActor {
     type State = State;
     type Arguments = Box<Launch>;
 
-    async fn pre_start(&self, myself: ActorRef<Msg>, launch: Box<Launch>) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Msg>,
+        launch: Box<Launch>,
+    ) -> Result<State, ActorProcessingErr> {
         myself.cast(Msg::Go)?;
         Ok(State::new(*launch))
     }
 
-    async fn handle(&self, myself: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         if state.leaving.is_some() && !matches!(msg, Msg::Saved(..) | Msg::Fenced) {
             return Ok(());
         }
@@ -163,21 +172,41 @@ impl Actor for ExecutionActor {
             Msg::NodeRunFinished(report) => self.decide(&myself, state, finished(*report)),
             Msg::Saved(mark, result) => self.saved(&myself, state, mark, result),
             Msg::Expanded(key, elements) => {
-                self.decide(&myself, state, Event::MapExpanded { key, elements: *elements, at: Utc::now() });
+                self.decide(
+                    &myself,
+                    state,
+                    Event::MapExpanded {
+                        key,
+                        elements: *elements,
+                        at: Utc::now(),
+                    },
+                );
             }
             Msg::Continue(events) => self.run(&myself, state, Decision::default(), events),
             Msg::DelayOver(key) => self.decide(&myself, state, Event::DelayOver { key }),
-            Msg::Wake(key) => self.decide(&myself, state, Event::WaitEnded { key, with: WaitEnd::Due, at: Utc::now() }),
+            Msg::Wake(key) => self.decide(
+                &myself,
+                state,
+                Event::WaitEnded {
+                    key,
+                    with: WaitEnd::Due,
+                    at: Utc::now(),
+                },
+            ),
             Msg::Child(child, with) => self.child(&myself, state, child, *with),
             Msg::Idle => self.run(&myself, state, Decision::default(), VecDeque::new()),
             Msg::Deadline => self.deadline(&myself, state),
             Msg::Cancel(reply) => self.cancel(&myself, state, reply),
-            Msg::Fenced => myself.kill(),
+            Msg::Fenced => self.fenced(&myself, state),
         }
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<Msg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         state.timers.values().for_each(JoinHandle::abort);
         Ok(())
     }
@@ -185,13 +214,26 @@ impl Actor for ExecutionActor {
 
 impl State {
     fn new(launch: Launch) -> Self {
-        let Launch { execution, row, version, trigger, context, answers_list, parent_id, progress } = launch;
+        let Launch {
+            execution,
+            row,
+            version,
+            trigger,
+            context,
+            answers_list,
+            parent_id,
+            progress,
+        } = launch;
         let name = execution.graph().name.to_string();
         let about = (
             Arc::new(json!({"id": execution.id().to_string(), "mode": trigger})),
             Arc::new(json!({"id": name, "name": name, "version": version})),
         );
-        let linger_until = if row.is_some() { Utc::now() } else { Utc::now() + PASSIVATION_MIN };
+        let linger_until = if row.is_some() {
+            Utc::now()
+        } else {
+            Utc::now() + PASSIVATION_MIN
+        };
         Self {
             execution,
             row,
@@ -229,9 +271,23 @@ impl State {
 }
 
 fn finished(report: Report) -> Event {
-    let Report { key, attempt, outcome, started_at, finished_at } = report;
+    let Report {
+        key,
+        attempt,
+        outcome,
+        started_at,
+        finished_at,
+    } = report;
     let (random, child_id) = (rand::random(), ExecutionId::new());
-    Event::NodeRunFinished { key, attempt, outcome, started_at, finished_at, random, child_id }
+    Event::NodeRunFinished {
+        key,
+        attempt,
+        outcome,
+        started_at,
+        finished_at,
+        random,
+        child_id,
+    }
 }
 
 impl ExecutionActor {
@@ -241,7 +297,14 @@ impl ExecutionActor {
         }
         if state.execution.last_seq() < 0 {
             let items = Item::from_body(state.body().clone());
-            self.decide(myself, state, Event::Started { items, at: Utc::now() });
+            self.decide(
+                myself,
+                state,
+                Event::Started {
+                    items,
+                    at: Utc::now(),
+                },
+            );
         } else {
             let owed = state.execution.owed(Utc::now());
             self.run(myself, state, owed, VecDeque::new());
@@ -253,15 +316,26 @@ impl ExecutionActor {
     }
 
     /// Carries a decision and these events as far as they go without waiting for anything; then appends it all.
-    fn run(&self, myself: &ActorRef<Msg>, state: &mut State, decision: Decision, events: VecDeque<Event>) {
-        let mut turn = Turn { events, ..Turn::default() };
+    fn run(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        decision: Decision,
+        events: VecDeque<Event>,
+    ) {
+        let mut turn = Turn {
+            events,
+            ..Turn::default()
+        };
         if let Some(row) = state.row.take() {
             turn.notices.push(Notice::Started);
             turn.writes.push(Write::ExecutionStarted(row));
         }
         self.absorb(myself, state, &mut turn, decision);
         for _ in 0..INLINE_MAX {
-            let Some(event) = turn.events.pop_front() else { break };
+            let Some(event) = turn.events.pop_front() else {
+                break;
+            };
             let decision = state.execution.decide(event);
             self.absorb(myself, state, &mut turn, decision);
         }
@@ -271,20 +345,34 @@ impl ExecutionActor {
         self.close(myself, state, turn);
     }
 
-    fn absorb(&self, myself: &ActorRef<Msg>, state: &mut State, turn: &mut Turn, decision: Decision) {
+    fn absorb(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        turn: &mut Turn,
+        decision: Decision,
+    ) {
         let (execution, host_id) = (&state.execution, self.host.core.host_id);
         for record in decision.records {
             match record {
                 Record::Run(run) => {
-                    turn.writes.push(Write::NodeRun(Box::new(run.to_row(execution, host_id))));
+                    turn.writes
+                        .push(Write::NodeRun(Box::new(run.to_row(execution, host_id))));
                     turn.notices.push(Notice::Run(run));
                 }
-                Record::WaitOpened(wait) => turn.writes.push(Write::WaitOpened(Box::new(wait.to_row(execution)))),
+                Record::WaitOpened(wait) => turn
+                    .writes
+                    .push(Write::WaitOpened(Box::new(wait.to_row(execution)))),
                 Record::WaitClosed(key) => {
-                    turn.writes.push(Write::WaitClosed { execution_id: execution.id(), key });
+                    turn.writes.push(Write::WaitClosed {
+                        execution_id: execution.id(),
+                        key,
+                    });
                 }
                 Record::Ended(end) => {
-                    turn.writes.push(Write::ExecutionChanged(Box::new(self.ended_row(state, &end))));
+                    turn.writes.push(Write::ExecutionChanged(Box::new(
+                        self.ended_row(state, &end),
+                    )));
                     turn.notices.push(Notice::Ended(end));
                 }
             }
@@ -296,8 +384,15 @@ impl ExecutionActor {
 
     fn effect(&self, myself: &ActorRef<Msg>, state: &mut State, turn: &mut Turn, effect: Effect) {
         match effect {
-            Effect::Start { key, attempt, barrier: false } => self.start(myself, state, &mut turn.events, key, attempt),
-            Effect::Expand { key, barrier: false } => self.expand(myself, state, &mut turn.events, key),
+            Effect::Start {
+                key,
+                attempt,
+                barrier: false,
+            } => self.start(myself, state, &mut turn.events, key, attempt),
+            Effect::Expand {
+                key,
+                barrier: false,
+            } => self.expand(myself, state, &mut turn.events, key),
             Effect::Delay(key, at) => turn.timers.push((key, at, Msg::DelayOver)),
             Effect::WakeAt(key, at) => turn.timers.push((key, at, Msg::Wake)),
             Effect::Kill(key) => {
@@ -311,7 +406,10 @@ impl ExecutionActor {
                 state.linger_until = Utc::now() + PASSIVATION_MIN;
                 turn.held.push(effect);
             }
-            Effect::Start { .. } | Effect::Expand { .. } | Effect::Respond(_) | Effect::CancelChild(_) => turn.held.push(effect),
+            Effect::Start { .. }
+            | Effect::Expand { .. }
+            | Effect::Respond(_)
+            | Effect::CancelChild(_) => turn.held.push(effect),
         }
     }
 
@@ -319,7 +417,8 @@ impl ExecutionActor {
     fn close(&self, myself: &ActorRef<Msg>, state: &mut State, mut turn: Turn) {
         let ended = state.execution.ended().is_some();
         if !ended && turn.held.is_empty() && turn.events.is_empty() && self.may_passivate(state) {
-            turn.writes.push(Write::ExecutionChanged(Box::new(self.waiting_row(state))));
+            turn.writes
+                .push(Write::ExecutionChanged(Box::new(self.waiting_row(state))));
             turn.notices.push(Notice::Waiting);
             state.leaving = Some(state.appended + 1);
             turn.timers.clear();
@@ -330,14 +429,21 @@ impl ExecutionActor {
             state.appended += 1;
             let (mark, to) = (state.appended, myself.clone());
             let on_saved = Box::new(move |result| drop(to.cast(Msg::Saved(mark, result))));
-            self.host.core.journal.append(state.execution.id().0, turn.writes, Some(on_saved));
+            self.host
+                .core
+                .journal
+                .append(state.execution.id().0, turn.writes, Some(on_saved));
             if ended {
                 state.leaving = Some(mark);
             }
         }
         let mark = state.appended;
-        state.held.extend(turn.held.into_iter().map(|effect| (mark, effect)));
-        state.notices.extend(turn.notices.into_iter().map(|notice| (mark, notice)));
+        state
+            .held
+            .extend(turn.held.into_iter().map(|effect| (mark, effect)));
+        state
+            .notices
+            .extend(turn.notices.into_iter().map(|notice| (mark, notice)));
         for (key, at, message) in turn.timers {
             self.arm(myself, state, key, at, message);
         }
@@ -350,7 +456,9 @@ impl ExecutionActor {
 
     /// Whether nothing is left to do for so long that the actor should go.
     fn may_passivate(&self, state: &State) -> bool {
-        let Some(wake_at) = state.execution.is_waiting() else { return false };
+        let Some(wake_at) = state.execution.is_waiting() else {
+            return false;
+        };
         let now = Utc::now();
         state.held.is_empty()
             && state.children_starting.is_empty()
@@ -362,15 +470,26 @@ impl ExecutionActor {
     fn look_again(&self, myself: &ActorRef<Msg>, state: &State) {
         let left = state.linger_until - Utc::now();
         if left > TimeDelta::zero() && state.execution.is_waiting().is_some() {
-            myself.send_after(left.to_std().unwrap_or_default() + std::time::Duration::from_millis(1), || Msg::Idle);
+            myself.send_after(
+                left.to_std().unwrap_or_default() + std::time::Duration::from_millis(1),
+                || Msg::Idle,
+            );
         }
     }
 
-    fn saved(&self, myself: &ActorRef<Msg>, state: &mut State, mark: Mark, result: Result<(), StoreError>) {
+    fn saved(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        mark: Mark,
+        result: Result<(), StoreError>,
+    ) {
         match result {
             Ok(()) => {
                 state.saved = state.saved.max(mark);
-                state.progress.send_modify(|progress| progress.stored = Some(Ok(())));
+                state
+                    .progress
+                    .send_modify(|progress| progress.stored = Some(Ok(())));
                 self.release(myself, state);
             }
             Err(StoreError::Fenced | StoreError::Closed) => {
@@ -391,7 +510,10 @@ impl ExecutionActor {
         state.progress.send_modify(|progress| {
             progress.stored.get_or_insert(Err(error.clone()));
         });
-        self.tell_manager(manager::Msg::Unsaveable(state.execution.id(), error.to_string()));
+        self.tell_manager(manager::Msg::Unsaveable(
+            state.execution.id(),
+            error.to_string(),
+        ));
         myself.stop(None);
     }
 
@@ -399,12 +521,27 @@ impl ExecutionActor {
     fn release(&self, myself: &ActorRef<Msg>, state: &mut State) {
         self.publish_saved(state);
         let mut decision = Decision::default();
-        while state.held.front().is_some_and(|(mark, _)| *mark <= state.saved) {
-            let Some((_, effect)) = state.held.pop_front() else { break };
+        while state
+            .held
+            .front()
+            .is_some_and(|(mark, _)| *mark <= state.saved)
+        {
+            let Some((_, effect)) = state.held.pop_front() else {
+                break;
+            };
             match effect {
-                Effect::Start { key, attempt, .. } => decision.effects.push(Effect::Start { key, attempt, barrier: false }),
-                Effect::Expand { key, .. } => decision.effects.push(Effect::Expand { key, barrier: false }),
-                Effect::StartChild(_, child) => self.host.start_child(myself, state.execution.id(), *child),
+                Effect::Start { key, attempt, .. } => decision.effects.push(Effect::Start {
+                    key,
+                    attempt,
+                    barrier: false,
+                }),
+                Effect::Expand { key, .. } => decision.effects.push(Effect::Expand {
+                    key,
+                    barrier: false,
+                }),
+                Effect::StartChild(_, child) => {
+                    self.host.start_child(myself, state.execution.id(), *child)
+                }
                 Effect::CancelChild(child) => self.host.cancel_child(child),
                 Effect::Respond(response) => state.progress.send_modify(|progress| {
                     progress.response.get_or_insert(response);
@@ -428,11 +565,17 @@ impl ExecutionActor {
             drop(reply.send(Ok(())));
         }
         if let Some(end) = state.execution.ended() {
-            let ended = Ended { status: end.status, output: state.output(&end.output), error: end.error.clone() };
+            let ended = Ended {
+                status: end.status,
+                output: state.output(&end.output),
+                error: end.error.clone(),
+            };
             if let Some(parent) = state.parent_id {
                 self.host.child_ended(parent, state.execution.id(), &ended);
             }
-            state.progress.send_modify(|progress| progress.ended = Some(ended));
+            state
+                .progress
+                .send_modify(|progress| progress.ended = Some(ended));
         } else {
             let wake_at = state.execution.is_waiting().flatten();
             self.tell_manager(manager::Msg::Passivated(wake_at));
@@ -440,14 +583,34 @@ impl ExecutionActor {
         myself.stop(None);
     }
 
+    fn fenced(&self, myself: &ActorRef<Msg>, state: &State) {
+        self.host.kill_runs(state.execution.id());
+        myself.kill();
+    }
+
     fn child(&self, myself: &ActorRef<Msg>, state: &mut State, child: ExecutionId, with: WaitEnd) {
         // Whatever is heard of a child: its start is durable, or it was refused.
         state.children_starting.remove(&child);
-        let Some(key) = state.execution.waiting_for_child(child) else { return };
-        self.decide(myself, state, Event::WaitEnded { key, with, at: Utc::now() });
+        let Some(key) = state.execution.waiting_for_child(child) else {
+            return;
+        };
+        self.decide(
+            myself,
+            state,
+            Event::WaitEnded {
+                key,
+                with,
+                at: Utc::now(),
+            },
+        );
     }
 
-    fn cancel(&self, myself: &ActorRef<Msg>, state: &mut State, reply: oneshot::Sender<Result<(), ActionError>>) {
+    fn cancel(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        reply: oneshot::Sender<Result<(), ActionError>>,
+    ) {
         state.cancel_replies.push(reply);
         self.decide(myself, state, Event::CancelRequested { at: Utc::now() });
     }
@@ -456,7 +619,9 @@ impl ExecutionActor {
         let now = Utc::now();
         match state.execution.deadline() {
             // Waiting does not count; what was waited is known once the wait is over.
-            Some(_) if state.execution.is_waiting().is_some() => self.arm_deadline(myself, now + TimeDelta::seconds(1)),
+            Some(_) if state.execution.is_waiting().is_some() => {
+                self.arm_deadline(myself, now + TimeDelta::seconds(1))
+            }
             Some(deadline) if deadline > now => self.arm_deadline(myself, deadline),
             Some(_) => self.decide(myself, state, Event::TimedOut { at: now }),
             None => {}
@@ -464,11 +629,23 @@ impl ExecutionActor {
     }
 
     fn arm_deadline(&self, myself: &ActorRef<Msg>, at: DateTime<Utc>) {
-        myself.send_after((at - Utc::now()).to_std().unwrap_or_default(), || Msg::Deadline);
+        myself.send_after((at - Utc::now()).to_std().unwrap_or_default(), || {
+            Msg::Deadline
+        });
     }
 
-    fn arm(&self, myself: &ActorRef<Msg>, state: &mut State, key: RunKey, at: DateTime<Utc>, message: fn(RunKey) -> Msg) {
-        let (to, after) = (myself.clone(), (at - Utc::now()).to_std().unwrap_or_default());
+    fn arm(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        key: RunKey,
+        at: DateTime<Utc>,
+        message: fn(RunKey) -> Msg,
+    ) {
+        let (to, after) = (
+            myself.clone(),
+            (at - Utc::now()).to_std().unwrap_or_default(),
+        );
         let timer = tokio::spawn(async move {
             tokio::time::sleep(after).await;
             // Wall clock and timer may differ by a little; a wait must never seem to end early.
@@ -486,9 +663,10 @@ impl ExecutionActor {
         ExecutionChange {
             id: state.execution.id(),
             status: end.status,
-            host_id: None,
+            host_id: Some(self.host.core.host_id),
             finished_at: Some(end.at),
-            output: (end.status == ExecutionStatus::Succeeded).then(|| state.output(&end.output).to_string()),
+            output: (end.status == ExecutionStatus::Succeeded)
+                .then(|| state.output(&end.output).to_string()),
             error: end.error.as_ref().map(Value::to_string),
             parent_id: state.parent_id,
         }

@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::execution::{self, ExecutionActor, Launch};
+use super::execution::{ExecutionActor, Launch};
 use crate::{
     executions::Host,
     id::ExecutionId,
@@ -70,7 +70,12 @@ impl Actor for ExecutionManager {
         Ok(State::default())
     }
 
-    async fn handle(&self, myself: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Launch(launch) => self.launch(&myself, state, launch).await,
             Msg::Activate(id) => self.activate(&myself, state, id),
@@ -91,7 +96,9 @@ impl Actor for ExecutionManager {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorTerminated(actor, ..) => self.ended(state, actor.get_id()),
-            SupervisionEvent::ActorFailed(actor, reason) => self.failed(&myself, state, actor.get_id(), &reason),
+            SupervisionEvent::ActorFailed(actor, reason) => {
+                self.failed(&myself, state, actor.get_id(), &reason)
+            }
             _ => {}
         }
         Ok(())
@@ -101,7 +108,9 @@ impl Actor for ExecutionManager {
 impl ExecutionManager {
     async fn launch(&self, myself: &ActorRef<Msg>, state: &mut State, launch: Box<Launch>) {
         let (id, progress) = (launch.execution.id(), launch.progress.clone());
-        let actor = ExecutionActor { host: self.host.clone() };
+        let actor = ExecutionActor {
+            host: self.host.clone(),
+        };
         match ExecutionActor::spawn_linked(None, actor, launch, myself.get_cell()).await {
             Ok((actor, _)) => {
                 state.by_actor.insert(actor.get_id(), id);
@@ -123,7 +132,9 @@ impl ExecutionManager {
 
     fn load_next(&self, myself: &ActorRef<Msg>, state: &mut State) {
         while state.loading.len() - state.to_load.len() < LOADING_MAX {
-            let Some(id) = state.to_load.pop() else { return };
+            let Some(id) = state.to_load.pop() else {
+                return;
+            };
             let (host, to) = (self.host.clone(), myself.clone());
             tokio::spawn(async move {
                 let launch = host.load(id).await;
@@ -132,12 +143,20 @@ impl ExecutionManager {
         }
     }
 
-    async fn loaded(&self, myself: &ActorRef<Msg>, state: &mut State, id: ExecutionId, launch: Result<Launch, StoreError>) {
+    async fn loaded(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        id: ExecutionId,
+        launch: Result<Launch, StoreError>,
+    ) {
         state.loading.remove(&id);
         match launch {
             Ok(launch) => self.launch(myself, state, Box::new(launch)).await,
-            // It ended, or somebody else owns it by now.
-            Err(StoreError::NotFound | StoreError::Fenced | StoreError::Closed) => {}
+            // It ended, somebody else owns it by now, or it stopped before it was stored: then nothing was promised.
+            Err(StoreError::NotFound | StoreError::Fenced | StoreError::Closed) => {
+                self.host.registry.abandon(id);
+            }
             Err(StoreError::Corrupt(reason)) => {
                 tracing::error!(execution = %id, reason, "the execution cannot be resumed");
                 self.host.fail(id, "corrupt_journal", reason);
@@ -167,7 +186,11 @@ impl ExecutionManager {
 
     /// Claims executions of dead hosts and those whose wait is over, as many as fit.
     fn claim(&self, myself: &ActorRef<Msg>, state: &mut State) {
-        let room = self.host.room().saturating_sub(state.loading.len()).min(CLAIM_MAX);
+        let room = self
+            .host
+            .room()
+            .saturating_sub(state.loading.len())
+            .min(CLAIM_MAX);
         if state.claiming || room == 0 {
             return;
         }
@@ -177,7 +200,10 @@ impl ExecutionManager {
             let claimed = async {
                 let mut ids = waits::claim_due(&core.db, core.host_id, room as i64).await?;
                 if ids.len() < room {
-                    ids.extend(executions::adopt(&core.db, core.host_id, (room - ids.len()) as i64).await?);
+                    ids.extend(
+                        executions::adopt(&core.db, core.host_id, (room - ids.len()) as i64)
+                            .await?,
+                    );
                 }
                 Ok(ids)
             };
@@ -185,7 +211,12 @@ impl ExecutionManager {
         });
     }
 
-    fn claimed(&self, myself: &ActorRef<Msg>, state: &mut State, claimed: Result<Vec<ExecutionId>, StoreError>) {
+    fn claimed(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        claimed: Result<Vec<ExecutionId>, StoreError>,
+    ) {
         state.claiming = false;
         match claimed {
             Ok(ids) => {
@@ -203,10 +234,20 @@ impl ExecutionManager {
     }
 
     /// Sets a claim for when the next wait is due, so that it need not wait for a pulse.
-    fn passivated(&self, myself: &ActorRef<Msg>, state: &mut State, wake_at: Option<DateTime<Utc>>) {
+    fn passivated(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        wake_at: Option<DateTime<Utc>>,
+    ) {
         let now = Utc::now();
-        let Some(at) = wake_at.filter(|at| *at > now) else { return };
-        if state.next_claim.is_some_and(|next| next > now && next <= at) {
+        let Some(at) = wake_at.filter(|at| *at > now) else {
+            return;
+        };
+        if state
+            .next_claim
+            .is_some_and(|next| next > now && next <= at)
+        {
             return;
         }
         state.next_claim = Some(at);
@@ -229,7 +270,13 @@ impl ExecutionManager {
         }
     }
 
-    fn failed(&self, myself: &ActorRef<Msg>, state: &mut State, actor: ActorId, reason: &ActorProcessingErr) {
+    fn failed(
+        &self,
+        myself: &ActorRef<Msg>,
+        state: &mut State,
+        actor: ActorId,
+        reason: &ActorProcessingErr,
+    ) {
         if let Some(id) = state.by_actor.remove(&actor) {
             tracing::error!(execution = %id, %reason, "the execution's actor failed");
             self.host.registry.left(id);
@@ -245,7 +292,9 @@ impl ExecutionManager {
             state.restarts.remove(&id);
             self.host.fail(id, "internal_error", format!("the execution was started {RESTARTS_MAX} times and stopped by an internal error"));
         } else {
-            myself.send_after(Duration::from_millis(200 << *tries), move || Msg::Activate(id));
+            myself.send_after(Duration::from_millis(200 << *tries), move || {
+                Msg::Activate(id)
+            });
         }
     }
 }

@@ -81,7 +81,9 @@ impl Actor for NodeRunner {
     type Arguments = ();
 
     async fn pre_start(&self, _: ActorRef<Msg>, (): ()) -> Result<State, ActorProcessingErr> {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        let threads = std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .max(2);
         Ok(State {
             running: HashMap::new(),
             by_actor: HashMap::new(),
@@ -90,7 +92,12 @@ impl Actor for NodeRunner {
         })
     }
 
-    async fn handle(&self, myself: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Run(request) => state.waiting.push_back(request),
             Msg::Kill(execution, key) => state.kill(|id| *id == (execution, key)),
@@ -119,17 +126,33 @@ impl Actor for NodeRunner {
 impl State {
     async fn start_waiting(&mut self, myself: &ActorRef<Msg>) {
         while self.running.len() < SLOTS {
-            let Some(request) = self.waiting.pop_front() else { return };
+            let Some(request) = self.waiting.pop_front() else {
+                return;
+            };
             let (id, execution) = (request.id(), request.execution.clone());
             let (attempt, started_at) = (request.input.identity.attempt, Utc::now());
-            let run = NodeRun { threads: self.threads.clone() };
-            match NodeRun::spawn_linked(None, run, (*request, started_at), myself.get_cell()).await {
+            let run = NodeRun {
+                threads: self.threads.clone(),
+            };
+            match NodeRun::spawn_linked(None, run, (*request, started_at), myself.get_cell()).await
+            {
                 Ok((actor, _)) => {
                     self.by_actor.insert(actor.get_id(), id);
-                    self.running.insert(id, Running { actor, execution, attempt, started_at });
+                    self.running.insert(
+                        id,
+                        Running {
+                            actor,
+                            execution,
+                            attempt,
+                            started_at,
+                        },
+                    );
                 }
                 Err(error) => {
-                    let error = NodeError::transient("not_started", format!("the node run could not be started: {error}"));
+                    let error = NodeError::transient(
+                        "not_started",
+                        format!("the node run could not be started: {error}"),
+                    );
                     report(&execution, id.1, attempt, Err(error), started_at);
                 }
             }
@@ -146,7 +169,11 @@ impl State {
     fn ended(&mut self, actor: ActorId) -> Option<(RunId, Running)> {
         let id = self.by_actor.remove(&actor)?;
         // A run may have been killed and the same visit started again: only its own entry goes.
-        if self.running.get(&id).is_some_and(|running| running.actor.get_id() == actor) {
+        if self
+            .running
+            .get(&id)
+            .is_some_and(|running| running.actor.get_id() == actor)
+        {
             self.running.remove(&id).map(|running| (id, running))
         } else {
             None
@@ -157,7 +184,13 @@ impl State {
         if let Some(((execution, key), running)) = self.ended(actor) {
             tracing::error!(%execution, %reason, "a node run panicked");
             let error = NodeError::permanent("panic", "the node stopped by an internal error");
-            report(&running.execution, key, running.attempt, Err(error), running.started_at);
+            report(
+                &running.execution,
+                key,
+                running.attempt,
+                Err(error),
+                running.started_at,
+            );
         }
     }
 }
@@ -169,7 +202,13 @@ fn report(
     outcome: Result<NodeOutcome, NodeError>,
     started_at: DateTime<Utc>,
 ) {
-    let report = execution::Report { key, attempt, outcome, started_at, finished_at: Utc::now() };
+    let report = execution::Report {
+        key,
+        attempt,
+        outcome,
+        started_at,
+        finished_at: Utc::now(),
+    };
     // The execution may have ended meanwhile; then nobody needs to know.
     drop(execution.cast(execution::Msg::NodeRunFinished(Box::new(report))));
 }
@@ -184,24 +223,42 @@ impl Actor for NodeRun {
     type State = Option<(Request, DateTime<Utc>)>;
     type Arguments = (Request, DateTime<Utc>);
 
-    async fn pre_start(&self, myself: ActorRef<()>, request: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<()>,
+        request: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
         myself.cast(())?;
         Ok(Some(request))
     }
 
-    async fn handle(&self, myself: ActorRef<()>, (): (), state: &mut Self::State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<()>,
+        (): (),
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
         if let Some((request, started_at)) = state.take() {
-            let Request { execution, key, node, input, timeout } = request;
+            let Request {
+                execution,
+                key,
+                node,
+                input,
+                timeout,
+            } = request;
             let attempt = input.identity.attempt;
             // The guard cancels the token however this future ends, a kill included.
             let _guard = input.cancel.clone().drop_guard();
             let work = self.run(node, input);
             let outcome = match timeout {
                 None => work.await,
-                Some(timeout) => tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
-                    let message = format!("the step took longer than its timeout of {timeout:?}");
-                    Err(NodeError::transient("timeout", message))
-                }),
+                Some(timeout) => tokio::time::timeout(timeout, work)
+                    .await
+                    .unwrap_or_else(|_| {
+                        let message =
+                            format!("the step took longer than its timeout of {timeout:?}");
+                        Err(NodeError::transient("timeout", message))
+                    }),
             };
             report(&execution, key, attempt, outcome, started_at);
         }
@@ -220,10 +277,15 @@ impl NodeRun {
                     let _permit = permit;
                     node.run(&input)
                 };
-                tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-                    tracing::error!(%error, "a pure node panicked");
-                    Err(NodeError::permanent("panic", "the node stopped by an internal error"))
-                })
+                tokio::task::spawn_blocking(work)
+                    .await
+                    .unwrap_or_else(|error| {
+                        tracing::error!(%error, "a pure node panicked");
+                        Err(NodeError::permanent(
+                            "panic",
+                            "the node stopped by an internal error",
+                        ))
+                    })
             }
         }
     }

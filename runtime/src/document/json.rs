@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn values_and_places_are_read() {
         let text = "{\n\t\"a\": [1, -2.5e3, {\"b\\n\": \"\\ud83d\\ude00\"}],\n  \"ä\": \"x {{ y\", \"e\": {}, \"f\": [], \"n\": null\n}\n";
-        let loaded = load(text, None).ok().expect("it is valid");
+        let loaded = load(text, None).expect("it is valid");
         assert_eq!(
             loaded.body,
             json!({"a": [1, -2500.0, {"b\n": "😀"}], "ä": "x {{ y", "e": {}, "f": [], "n": null})
@@ -263,7 +263,7 @@ mod tests {
             ("{} x", "1:4: Invalid JSON: trailing characters"),
             (deep.as_str(), "Nested deeper than 64 levels"),
         ] {
-            let faults = load(text, None).err().expect(text);
+            let faults = load(text, None).expect_err(text);
             assert_eq!(faults.len(), 1, "{text}");
             let fault = faults[0].to_string();
             assert!(fault.contains(expected), "{text}: {fault}");

@@ -43,7 +43,7 @@ use super::{
 use crate::{duration, schema::Schema};
 
 /// The most faults that one [`Faults`] keeps; more than that nobody reads.
-pub const FAULTS_MAX: usize = 500;
+pub const FAULTS_MAX: usize = 200;
 
 /// Collects faults. Readers share it, so it is for one thread: read first, await later.
 #[derive(Debug, Default)]
@@ -63,12 +63,24 @@ impl Faults {
 
     /// Adds a fault of the value at `path`. Beyond [`FAULTS_MAX`] it is dropped.
     pub fn add<S: AsRef<str>>(&self, path: &[S], kind: &'static str, message: impl Into<String>) {
+        // What is wrong with an unknown field is its name.
+        if kind == "extra_forbidden" {
+            return self.add_at_name(path, kind, message);
+        }
         let path = owned(path);
-        // What is wrong with these is that there is a name, or that there is none.
-        let position = match kind {
-            "extra_forbidden" => self.source.name_position(&path),
-            _ => self.source.position(&path),
-        };
+        let position = self.source.position(&path);
+        self.push(path, position, kind, message.into());
+    }
+
+    /// Adds a fault of the name of the member at `path`.
+    pub fn add_at_name<S: AsRef<str>>(
+        &self,
+        path: &[S],
+        kind: &'static str,
+        message: impl Into<String>,
+    ) {
+        let path = owned(path);
+        let position = self.source.name_position(&path);
         self.push(path, position, kind, message.into());
     }
 
@@ -113,6 +125,11 @@ impl Faults {
     /// Whether there are none so far.
     pub fn is_empty(&self) -> bool {
         self.list.borrow().is_empty()
+    }
+
+    /// Whether more would be dropped, so that the work of finding them may be spared.
+    pub fn is_full(&self) -> bool {
+        self.len() >= FAULTS_MAX
     }
 
     /// All faults, in the order of the file where positions are known, else as they were found.
@@ -206,6 +223,11 @@ impl<'a> Reader<'a> {
     /// Records a fault of this value.
     pub fn fault(&self, kind: &'static str, message: impl Into<String>) {
         self.faults.add(&self.path, kind, message);
+    }
+
+    /// Records a fault of this member's name.
+    pub fn fault_of_name(&self, kind: &'static str, message: impl Into<String>) {
+        self.faults.add_at_name(&self.path, kind, message);
     }
 
     /// Records a fault of something below this value.
@@ -536,3 +558,6 @@ fn unknown_field(name: &str, known: &[&'static str]) -> String {
     let hint = wording::hint(name, known.iter().copied(), "known here");
     format!("Extra inputs are not permitted{hint}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,15 +47,34 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(core: Core, graphs: Graphs) -> Self {
-        let env = core.config.env_allowed.iter().filter_map(|name| Some((name.clone(), Value::String(std::env::var(name).ok()?))));
+        let env = core
+            .config
+            .env_allowed
+            .iter()
+            .filter_map(|name| Some((name.clone(), Value::String(std::env::var(name).ok()?))));
         let env = Arc::new(Value::Object(Map::from_iter(env)));
         let vars = Arc::new(Value::Object(Map::new()));
-        Self { core, graphs, registry: Registry::default(), draining: AtomicBool::new(false), vars, env, actors: OnceLock::new() }
+        Self {
+            core,
+            graphs,
+            registry: Registry::default(),
+            draining: AtomicBool::new(false),
+            vars,
+            env,
+            actors: OnceLock::new(),
+        }
     }
 
     /// Makes the actors known to each other. Once, before anything is started.
-    pub(super) fn set_actors(&self, manager: ActorRef<manager::Msg>, runner: ActorRef<node_runner::Msg>) {
-        assert!(self.actors.set((manager, runner)).is_ok(), "the actors of a host are set once");
+    pub(super) fn set_actors(
+        &self,
+        manager: ActorRef<manager::Msg>,
+        runner: ActorRef<node_runner::Msg>,
+    ) {
+        assert!(
+            self.actors.set((manager, runner)).is_ok(),
+            "the actors of a host are set once"
+        );
     }
 
     pub(crate) fn manager(&self) -> &ActorRef<manager::Msg> {
@@ -71,7 +90,10 @@ impl Host {
         if self.draining.load(Ordering::Relaxed) || self.core.journal.is_saturated() {
             return 0;
         }
-        self.core.config.running_max.saturating_sub(self.registry.running())
+        self.core
+            .config
+            .running_max
+            .saturating_sub(self.registry.running())
     }
 
     // The runner lives as long as the host; a message to it fails only while the process stops.
@@ -89,7 +111,12 @@ impl Host {
     }
 
     /// Starts a child, unless it has been started before, and tells its parent what became of that.
-    pub(crate) fn start_child(self: &Arc<Self>, parent: &ActorRef<execution::Msg>, parent_id: ExecutionId, child: Child) {
+    pub(crate) fn start_child(
+        self: &Arc<Self>,
+        parent: &ActorRef<execution::Msg>,
+        parent_id: ExecutionId,
+        child: Child,
+    ) {
         let (host, parent) = (self.clone(), parent.clone());
         tokio::spawn(async move {
             let end = host.child(parent_id, &child).await;
@@ -109,26 +136,50 @@ impl Host {
                 parent_id: Some(parent_id),
                 trace_id: None,
             };
-            let refused = |code: &str, message: String| WaitEnd::ChildRefused(NodeError::permanent(code, message));
+            let refused = |code: &str, message: String| {
+                WaitEnd::ChildRefused(NodeError::permanent(code, message))
+            };
             match self.start_once(child.id, request).await {
                 Ok(end) => return end,
-                Err(StartError::Store(StoreError::Fenced | StoreError::Closed) | StartError::Draining) => {
+                Err(
+                    StartError::Store(StoreError::Fenced | StoreError::Closed)
+                    | StartError::Draining,
+                ) => {
                     return std::future::pending().await;
                 }
-                Err(StartError::Busy(_) | StartError::Store(_)) => tokio::time::sleep(Duration::from_millis(500)).await,
+                Err(StartError::Busy(_) | StartError::Store(_)) => {
+                    tokio::time::sleep(Duration::from_millis(500)).await
+                }
                 Err(StartError::InvalidInput(violations)) => {
-                    let first = violations.first().map(|violation| format!(": {}: {}", violation.path.join("."), violation.message));
-                    return refused("child_refused", format!("the input does not fit workflow `{}`{}", child.workflow, first.unwrap_or_default()));
+                    let first = violations.first().map(|violation| {
+                        format!(": {}: {}", violation.path.join("."), violation.message)
+                    });
+                    return refused(
+                        "child_refused",
+                        format!(
+                            "the input does not fit workflow `{}`{}",
+                            child.workflow,
+                            first.unwrap_or_default()
+                        ),
+                    );
                 }
                 Err(error) => return refused("child_refused", error.to_string()),
             }
         }
     }
 
-    async fn start_once(self: &Arc<Self>, id: ExecutionId, request: StartExecution) -> Result<WaitEnd, StartError> {
+    async fn start_once(
+        self: &Arc<Self>,
+        id: ExecutionId,
+        request: StartExecution,
+    ) -> Result<WaitEnd, StartError> {
         if let Some(stored) = executions::get(&self.core.db, id).await? {
             return Ok(if stored.summary.status.is_final() {
-                WaitEnd::ChildEnded { status: stored.summary.status, output: stored.output.unwrap_or_default(), error: stored.error }
+                WaitEnd::ChildEnded {
+                    status: stored.summary.status,
+                    output: stored.output.unwrap_or_default(),
+                    error: stored.error,
+                }
             } else {
                 WaitEnd::ChildStarted
             });
@@ -152,8 +203,19 @@ impl Host {
     pub(crate) fn child_ended(&self, parent: ExecutionId, child: ExecutionId, ended: &Ended) {
         match self.registry.actor(parent) {
             Some(actor) => {
-                let Ended { status, output, error } = ended.clone();
-                drop(actor.cast(execution::Msg::Child(child, Box::new(WaitEnd::ChildEnded { status, output, error }))));
+                let Ended {
+                    status,
+                    output,
+                    error,
+                } = ended.clone();
+                drop(actor.cast(execution::Msg::Child(
+                    child,
+                    Box::new(WaitEnd::ChildEnded {
+                        status,
+                        output,
+                        error,
+                    }),
+                )));
             }
             None => self.core.pulse_now(),
         }
@@ -163,7 +225,9 @@ impl Host {
     pub(crate) fn fail(self: &Arc<Self>, id: ExecutionId, code: &'static str, reason: String) {
         let host = self.clone();
         tokio::spawn(async move {
-            let Ok(Some(stored)) = executions::get(&host.core.db, id).await else { return };
+            let Ok(Some(stored)) = executions::get(&host.core.db, id).await else {
+                return;
+            };
             if stored.summary.status.is_final() {
                 return;
             }
@@ -177,34 +241,68 @@ impl Host {
                 error: Some(error.to_string()),
                 parent_id: stored.summary.parent_id,
             };
-            if let Err(refusal) = host.core.journal.save(id.0, vec![Write::ExecutionChanged(Box::new(change))]).await {
+            drop(host.core.journal.reopen(id.0).await);
+            if let Err(refusal) = host
+                .core
+                .journal
+                .save(id.0, vec![Write::ExecutionChanged(Box::new(change))])
+                .await
+            {
                 tracing::error!(execution = %id, %refusal, "the execution could not even be failed");
                 return;
             }
-            let ended = Ended { status: ExecutionStatus::Failed, output: Value::Null, error: Some(error.clone()) };
+            let ended = Ended {
+                status: ExecutionStatus::Failed,
+                output: Value::Null,
+                error: Some(error.clone()),
+            };
             if let Some(parent) = stored.summary.parent_id {
                 host.child_ended(parent, id, &ended);
             }
             host.registry.ended(id, ended);
-            let mut data = view::summary(id, &stored.summary.workflow, &stored.summary.trigger, "failed", stored.summary.started_at);
+            let mut data = view::summary(
+                id,
+                &stored.summary.workflow,
+                &stored.summary.trigger,
+                "failed",
+                stored.summary.started_at,
+            );
             data["error"] = error;
-            host.core.events.publish(id.0, Event { seq: None, name: "execution.finished", data: Arc::new(data) });
+            host.core.events.publish(
+                id.0,
+                Event {
+                    seq: None,
+                    name: "execution.finished",
+                    data: Arc::new(data),
+                },
+            );
         });
     }
 
     /// Folds an execution that this host owns. `NotFound` when it has ended or is somebody else's.
     pub(crate) async fn load(&self, id: ExecutionId) -> Result<Launch, StoreError> {
         let db = &self.core.db;
+        self.core.journal.reopen(id.0).await?;
         let stored = executions::get(db, id).await?.ok_or(StoreError::NotFound)?;
         if stored.summary.status.is_final() || stored.summary.host_id != Some(self.core.host_id) {
             return Err(StoreError::NotFound);
         }
-        let missing = || StoreError::Corrupt(format!("version {} of workflow {} is gone", stored.summary.version, stored.summary.workflow));
-        let compiled = self.graphs.version(&stored.summary.workflow, stored.summary.version).await?.ok_or_else(missing)?;
+        let missing = || {
+            StoreError::Corrupt(format!(
+                "version {} of workflow {} is gone",
+                stored.summary.version, stored.summary.workflow
+            ))
+        };
+        let compiled = self
+            .graphs
+            .version(&stored.summary.workflow, stored.summary.version)
+            .await?
+            .ok_or_else(missing)?;
         let rows = node_runs::journal(db, id).await?;
         let waits = waits::of(db, id).await?;
-        let execution = Execution::fold(id, compiled.graph, stored.summary.started_at, &rows, &waits)
-            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let execution =
+            Execution::fold(id, compiled.graph, stored.summary.started_at, &rows, &waits)
+                .map_err(|error| StoreError::Corrupt(error.to_string()))?;
         Ok(Launch {
             execution,
             row: None,
@@ -255,29 +353,51 @@ impl Registry {
     }
 
     pub(crate) fn actor(&self, id: ExecutionId) -> Option<ActorRef<execution::Msg>> {
-        self.lock().by_id.get(&id).and_then(|entry| entry.actor.clone())
+        self.lock()
+            .by_id
+            .get(&id)
+            .and_then(|entry| entry.actor.clone())
     }
 
     pub(crate) fn is_running(&self, id: ExecutionId) -> bool {
-        self.lock().by_id.get(&id).is_some_and(|entry| entry.actor.is_some())
+        self.lock()
+            .by_id
+            .get(&id)
+            .is_some_and(|entry| entry.actor.is_some())
     }
 
     /// Where an execution's progress is told, whether or not it runs here just now.
     pub(crate) fn progress(&self, id: ExecutionId) -> Arc<watch::Sender<Progress>> {
         let mut entries = self.lock();
-        let entry = entries.by_id.entry(id).or_insert_with(|| Entry { actor: None, progress: Arc::new(watch::Sender::default()) });
+        let entry = entries.by_id.entry(id).or_insert_with(|| Entry {
+            actor: None,
+            progress: Arc::new(watch::Sender::default()),
+        });
         entry.progress.clone()
     }
 
-    pub(crate) fn entered(&self, id: ExecutionId, actor: ActorRef<execution::Msg>, progress: Arc<watch::Sender<Progress>>) {
+    pub(crate) fn entered(
+        &self,
+        id: ExecutionId,
+        actor: ActorRef<execution::Msg>,
+        progress: Arc<watch::Sender<Progress>>,
+    ) {
         let mut entries = self.lock();
         entries.running += 1;
-        entries.by_id.insert(id, Entry { actor: Some(actor), progress });
+        entries.by_id.insert(
+            id,
+            Entry {
+                actor: Some(actor),
+                progress,
+            },
+        );
     }
 
     pub(crate) fn left(&self, id: ExecutionId) {
         let mut entries = self.lock();
-        let Some(entry) = entries.by_id.get_mut(&id) else { return };
+        let Some(entry) = entries.by_id.get_mut(&id) else {
+            return;
+        };
         let was_running = entry.actor.take().is_some();
         if entry.progress.receiver_count() == 0 || entry.progress.borrow().ended.is_some() {
             entries.by_id.remove(&id);
@@ -287,13 +407,31 @@ impl Registry {
 
     pub(crate) fn ended(&self, id: ExecutionId, ended: Ended) {
         if let Some(entry) = self.lock().by_id.remove(&id) {
-            entry.progress.send_modify(|progress| progress.ended = Some(ended));
+            entry
+                .progress
+                .send_modify(|progress| progress.ended = Some(ended));
+        }
+    }
+
+    /// Tells those who wait for an execution's start to be durable that it will not be.
+    pub(crate) fn abandon(&self, id: ExecutionId) {
+        if let Some(entry) = self
+            .lock()
+            .by_id
+            .get(&id)
+            .filter(|entry| entry.actor.is_none())
+        {
+            entry.progress.send_modify(|progress| {
+                progress.stored.get_or_insert(Err(StoreError::Closed));
+            });
         }
     }
 
     /// Forgets executions that do not run here and that nobody watches.
     pub(crate) fn forget_unwatched(&self) {
-        self.lock().by_id.retain(|_, entry| entry.actor.is_some() || entry.progress.receiver_count() > 0);
+        self.lock()
+            .by_id
+            .retain(|_, entry| entry.actor.is_some() || entry.progress.receiver_count() > 0);
     }
 
     /// Stops every execution where it is. Nothing is lost: the store says where they are.

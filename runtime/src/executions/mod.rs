@@ -43,6 +43,8 @@ use crate::{
 
 /// How often the store is asked about an execution that is watched, in case word from its actor does not come.
 const POLL: Duration = Duration::from_secs(2);
+/// How long a caller waits for its start to become durable.
+const STORED_MAX: Duration = Duration::from_secs(30);
 /// How long a cancel looks for the execution's owner.
 const CANCEL_MAX: Duration = Duration::from_secs(10);
 
@@ -127,13 +129,25 @@ impl Watch {
         .await
     }
 
-    /// Returns when the start is durable, or cannot be.
+    /// Returns when the start is durable, or cannot be. `Unconfirmed` when that is not known after 30 s: it may
+    /// yet become durable and run.
     pub async fn stored(&mut self) -> Result<(), StoreError> {
-        let stored = self.progress.wait_for(|progress| progress.stored.is_some()).await;
-        stored.map_or(Err(StoreError::Closed), |progress| progress.stored.clone().unwrap_or(Ok(())))
+        let stored = self.progress.wait_for(|progress| progress.stored.is_some());
+        let Ok(stored) = tokio::time::timeout(STORED_MAX, stored).await else {
+            return Err(StoreError::Unconfirmed(
+                "the start is not confirmed".to_owned(),
+            ));
+        };
+        stored.map_or(Err(StoreError::Closed), |progress| {
+            progress.stored.clone().unwrap_or(Ok(()))
+        })
     }
 
-    async fn until<T>(&mut self, timeout: Duration, found: impl Fn(&Progress) -> Option<T>) -> Option<T> {
+    async fn until<T>(
+        &mut self,
+        timeout: Duration,
+        found: impl Fn(&Progress) -> Option<T>,
+    ) -> Option<T> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(value) = found(&self.progress.borrow_and_update()) {
@@ -144,13 +158,15 @@ impl Watch {
                 Ok(Ok(())) => {}
                 // Nobody here will say any more: the store does.
                 Ok(Err(_)) => {
-                    if let Some(value) = self.look_up().await.and_then(|progress| found(&progress)) {
+                    if let Some(value) = self.look_up().await.and_then(|progress| found(&progress))
+                    {
                         return Some(value);
                     }
                     tokio::time::sleep_until(deadline.min(poll)).await;
                 }
                 Err(_) => {
-                    if let Some(value) = self.look_up().await.and_then(|progress| found(&progress)) {
+                    if let Some(value) = self.look_up().await.and_then(|progress| found(&progress))
+                    {
                         return Some(value);
                     }
                 }
@@ -166,7 +182,11 @@ impl Watch {
         stored.summary.status.is_final().then(|| Progress {
             stored: Some(Ok(())),
             response: None,
-            ended: Some(Ended { status: stored.summary.status, output: stored.output.unwrap_or_default(), error: stored.error }),
+            ended: Some(Ended {
+                status: stored.summary.status,
+                output: stored.output.unwrap_or_default(),
+                error: stored.error,
+            }),
         })
     }
 }
@@ -213,12 +233,16 @@ pub enum ActionError {
 
 impl Executions {
     /// Starts the execution manager of this host. What dead hosts left is adopted from now on.
-    pub async fn start_manager(core: Core, nodes: Arc<NodeRegistry>) -> Result<Self, ractor::SpawnErr> {
+    pub async fn start_manager(
+        core: Core,
+        nodes: Arc<NodeRegistry>,
+    ) -> Result<Self, ractor::SpawnErr> {
         let graphs = Graphs::new(core.documents.clone(), nodes);
         let mut pulse = core.pulse.clone();
         let host = Arc::new(Host::new(core, graphs));
         let (runner, _) = NodeRunner::spawn(None, NodeRunner, ()).await?;
-        let (manager, _) = ExecutionManager::spawn(None, ExecutionManager { host: host.clone() }, ()).await?;
+        let (manager, _) =
+            ExecutionManager::spawn(None, ExecutionManager { host: host.clone() }, ()).await?;
         host.set_actors(manager.clone(), runner);
         tokio::spawn(async move {
             while manager.cast(manager::Msg::Pulse).is_ok() && pulse.changed().await.is_ok() {}
@@ -241,14 +265,24 @@ impl Executions {
 
     /// Follows an execution by id.
     pub async fn watch(&self, id: ExecutionId) -> Result<Watch, ActionError> {
-        let stored = executions::get(&self.host.core.db, id).await?.ok_or(ActionError::NotFound(id))?;
-        let progress = if stored.summary.status.is_final() { Arc::new(watch::Sender::default()) } else { self.host.registry.progress(id) };
+        let stored = executions::get(&self.host.core.db, id)
+            .await?
+            .ok_or(ActionError::NotFound(id))?;
+        let progress = if stored.summary.status.is_final() {
+            Arc::new(watch::Sender::default())
+        } else {
+            self.host.registry.progress(id)
+        };
         Ok(self.host.watch(id, &progress))
     }
 
     /// The execution's events after `after` (a `seq` as sent before): first the stored ones, then live ones without
     /// gap or duplicate. Ends with `execution.finished`.
-    pub async fn events(&self, id: ExecutionId, after: Option<i64>) -> Result<BoxStream<'static, Event>, ActionError> {
+    pub async fn events(
+        &self,
+        id: ExecutionId,
+        after: Option<i64>,
+    ) -> Result<BoxStream<'static, Event>, ActionError> {
         tail::events(&self.host.core, id, after).await
     }
 
@@ -259,7 +293,11 @@ impl Executions {
 
     /// The compiled current version of a workflow, from memory.
     pub fn graph(&self, workflow: &str) -> Option<Arc<Graph>> {
-        self.host.graphs.current(workflow).ok()?.map(|(compiled, _)| compiled.graph)
+        self.host
+            .graphs
+            .current(workflow)
+            .ok()?
+            .map(|(compiled, _)| compiled.graph)
     }
 
     /// All node types of this process.
@@ -286,12 +324,23 @@ impl Executions {
 
 impl Host {
     fn watch(&self, id: ExecutionId, progress: &watch::Sender<Progress>) -> Watch {
-        Watch { id, db: self.core.db.clone(), progress: progress.subscribe() }
+        Watch {
+            id,
+            db: self.core.db.clone(),
+            progress: progress.subscribe(),
+        }
     }
 
-    pub(crate) async fn start(self: &Arc<Self>, id: ExecutionId, request: StartExecution) -> Result<Started, StartError> {
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        id: ExecutionId,
+        mut request: StartExecution,
+    ) -> Result<Started, StartError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(StartError::Draining);
+        }
+        if !self.core.journal.is_connected() {
+            return Err(StoreError::Unconfirmed("it does not answer just now".to_owned()).into());
         }
         if self.room() == 0 {
             return Err(StartError::Busy(Duration::from_secs(1)));
@@ -305,6 +354,7 @@ impl Host {
             if !violations.is_empty() {
                 return Err(StartError::InvalidInput(violations));
             }
+            request.input = schema.with_defaults(request.input);
         }
         let row = self.row(id, compiled.version, &request);
         if row.idempotency_key.is_some() {
@@ -327,13 +377,20 @@ impl Host {
         match request.version {
             None => Ok(current),
             Some(version) if version == current.version => Ok(current),
-            Some(version) => self.graphs.version(name, version).await?.ok_or_else(unknown),
+            Some(version) => self
+                .graphs
+                .version(name, version)
+                .await?
+                .ok_or_else(unknown),
         }
     }
 
     fn row(&self, id: ExecutionId, version: i32, request: &StartExecution) -> Box<NewExecution> {
         let input = request.input.to_string();
-        let input_hash = request.idempotency_key.as_ref().map(|_| Sha256::digest(&input).to_vec());
+        let input_hash = request
+            .idempotency_key
+            .as_ref()
+            .map(|_| Sha256::digest(&input).to_vec());
         Box::new(NewExecution {
             id,
             workflow: request.workflow.clone(),
@@ -342,7 +399,8 @@ impl Host {
             status: ExecutionStatus::Running,
             host_id: Some(self.core.host_id),
             input,
-            trigger_data: (!request.trigger_data.is_null()).then(|| request.trigger_data.to_string()),
+            trigger_data: (!request.trigger_data.is_null())
+                .then(|| request.trigger_data.to_string()),
             parent_id: request.parent_id,
             retry_of: None,
             idempotency_key: request.idempotency_key.clone(),
@@ -358,10 +416,20 @@ impl Host {
         let find = || executions::find_by_key(&self.core.db, &row.workflow, key);
         let mut holder = find().await?;
         if holder.is_none() {
-            self.core.journal.save(row.id.0, vec![Write::ExecutionStarted(Box::new(row.clone()))]).await?;
+            self.core
+                .journal
+                .save(
+                    row.id.0,
+                    vec![Write::ExecutionStarted(Box::new(row.clone()))],
+                )
+                .await?;
             holder = find().await?;
         }
-        let KeyHolder { id, version, input_hash } = holder.ok_or(StoreError::NotFound)?;
+        let KeyHolder {
+            id,
+            version,
+            input_hash,
+        } = holder.ok_or(StoreError::NotFound)?;
         if id == row.id {
             return Ok(None);
         }
@@ -370,7 +438,12 @@ impl Host {
         }
         let progress = self.registry.progress(id);
         progress.send_modify(|progress| progress.stored = Some(Ok(())));
-        Ok(Some(Started { id, version, existing: true, watch: self.watch(id, &progress) }))
+        Ok(Some(Started {
+            id,
+            version,
+            existing: true,
+            watch: self.watch(id, &progress),
+        }))
     }
 
     fn launch(
@@ -381,7 +454,10 @@ impl Host {
         started_at: DateTime<Utc>,
         row: Option<Box<NewExecution>>,
     ) -> Started {
-        let progress = Arc::new(watch::Sender::new(Progress { stored: row.is_none().then_some(Ok(())), ..Progress::default() }));
+        let progress = Arc::new(watch::Sender::new(Progress {
+            stored: row.is_none().then_some(Ok(())),
+            ..Progress::default()
+        }));
         let watch = self.watch(id, &progress);
         let trigger_data = (!request.trigger_data.is_null()).then_some(request.trigger_data);
         let launch = Launch {
@@ -396,7 +472,12 @@ impl Host {
         };
         // Fails only while the process stops; then nothing was promised yet.
         drop(self.manager().cast(manager::Msg::Launch(Box::new(launch))));
-        Started { id, version: compiled.version, existing: false, watch }
+        Started {
+            id,
+            version: compiled.version,
+            existing: false,
+            watch,
+        }
     }
 
     pub(crate) async fn cancel(self: &Arc<Self>, id: ExecutionId) -> Result<(), ActionError> {
@@ -410,15 +491,22 @@ impl Host {
                     return answer;
                 }
             }
-            let stored = executions::get(&self.core.db, id).await?.ok_or(ActionError::NotFound(id))?;
+            let stored = executions::get(&self.core.db, id)
+                .await?
+                .ok_or(ActionError::NotFound(id))?;
             if stored.summary.status.is_final() {
                 return Err(ActionError::Final(stored.summary.status));
             }
-            if stored.summary.status == ExecutionStatus::Waiting && executions::claim_waiting(&self.core.db, self.core.host_id, id).await? {
+            if stored.summary.status == ExecutionStatus::Waiting
+                && executions::claim_waiting(&self.core.db, self.core.host_id, id).await?
+            {
                 drop(self.manager().cast(manager::Msg::Activate(id)));
             }
             if Instant::now() > deadline {
-                return Err(StoreError::Unconfirmed("the execution's owner does not answer".to_owned()).into());
+                return Err(StoreError::Unconfirmed(
+                    "the execution's owner does not answer".to_owned(),
+                )
+                .into());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

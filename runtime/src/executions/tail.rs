@@ -23,15 +23,32 @@ const POLL: Duration = Duration::from_secs(2);
 /// How many events may wait for a slow reader.
 const AHEAD_MAX: usize = 64;
 
-pub(super) async fn events(core: &Core, id: ExecutionId, after: Option<i64>) -> Result<BoxStream<'static, Event>, ActionError> {
+pub(super) async fn events(
+    core: &Core,
+    id: ExecutionId,
+    after: Option<i64>,
+) -> Result<BoxStream<'static, Event>, ActionError> {
     // Subscribed before the journal is read: what happens in between comes twice, never not at all.
     let live = core.events.subscribe(id.0);
-    let stored = executions::get(&core.db, id).await?.ok_or(ActionError::NotFound(id))?;
+    let stored = executions::get(&core.db, id)
+        .await?
+        .ok_or(ActionError::NotFound(id))?;
     let (sender, receiver) = mpsc::channel(AHEAD_MAX);
-    let mut tail = Tail { core: core.clone(), id, last: after.unwrap_or(-1), sender };
+    let mut tail = Tail {
+        core: core.clone(),
+        id,
+        last: after.unwrap_or(-1),
+        sender,
+    };
     tokio::spawn(async move {
         if after.is_none() {
-            let data = view::summary(id, &stored.summary.workflow, &stored.summary.trigger, stored.summary.status.as_str(), stored.summary.started_at);
+            let data = view::summary(
+                id,
+                &stored.summary.workflow,
+                &stored.summary.trigger,
+                stored.summary.status.as_str(),
+                stored.summary.started_at,
+            );
             if tail.send(None, "execution.started", data).await.is_none() {
                 return;
             }
@@ -42,7 +59,9 @@ pub(super) async fn events(core: &Core, id: ExecutionId, after: Option<i64>) -> 
             () = closed.closed() => {}
         }
     });
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    });
     Ok(stream.boxed())
 }
 
@@ -108,18 +127,31 @@ impl Tail {
             if self.has_seen_the_end().await {
                 return None;
             }
-            let mut data = view::summary(self.id, &stored.summary.workflow, &stored.summary.trigger, stored.summary.status.as_str(), stored.summary.started_at);
+            let mut data = view::summary(
+                self.id,
+                &stored.summary.workflow,
+                &stored.summary.trigger,
+                stored.summary.status.as_str(),
+                stored.summary.started_at,
+            );
             if let Some(at) = stored.summary.finished_at {
                 data["finished_at"] = view::time(at);
                 data["duration_ms"] = (at - stored.summary.started_at).num_milliseconds().into();
             }
             data["output"] = stored.output.unwrap_or_default();
             data["error"] = stored.error.unwrap_or_default();
-            self.send(Some(self.last + 1), "execution.finished", data).await?;
+            self.send(Some(self.last + 1), "execution.finished", data)
+                .await?;
             return None;
         }
         if first && stored.summary.status == ExecutionStatus::Waiting {
-            let data = view::summary(self.id, &stored.summary.workflow, &stored.summary.trigger, "waiting", stored.summary.started_at);
+            let data = view::summary(
+                self.id,
+                &stored.summary.workflow,
+                &stored.summary.trigger,
+                "waiting",
+                stored.summary.started_at,
+            );
             self.send(None, "execution.waiting", data).await?;
         }
         Some(())
@@ -133,11 +165,24 @@ impl Tail {
 
     async fn send_row(&mut self, row: &NodeRunRow) -> Option<()> {
         self.last = row.seq.into();
-        self.send(Some(self.last), "node.finished", view::node_run(row)).await
+        self.send(Some(self.last), "node.finished", view::node_run(row))
+            .await
     }
 
-    async fn send(&self, seq: Option<i64>, name: &'static str, data: serde_json::Value) -> Option<()> {
-        self.sender.send(Event { seq, name, data: Arc::new(data) }).await.ok()
+    async fn send(
+        &self,
+        seq: Option<i64>,
+        name: &'static str,
+        data: serde_json::Value,
+    ) -> Option<()> {
+        self.sender
+            .send(Event {
+                seq,
+                name,
+                data: Arc::new(data),
+            })
+            .await
+            .ok()
     }
 
     /// The journal cannot be read just now; the next event or poll tries again.

@@ -11,13 +11,23 @@ pub fn time(at: DateTime<Utc>) -> Value {
 }
 
 /// What events say of an execution.
-pub(crate) fn summary(id: ExecutionId, workflow: &str, trigger: &str, status: &str, started_at: DateTime<Utc>) -> Value {
+pub(crate) fn summary(
+    id: ExecutionId,
+    workflow: &str,
+    trigger: &str,
+    status: &str,
+    started_at: DateTime<Utc>,
+) -> Value {
     json!({"id": id.to_string(), "workflow": workflow, "trigger": trigger, "status": status, "started_at": time(started_at)})
 }
 
 /// A node run, with its output.
 pub fn node_run(row: &NodeRunRow) -> Value {
-    let parse = |text: &Option<String>| text.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+    let parse = |text: &Option<String>| {
+        text.as_deref()
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or(Value::Null)
+    };
     json!({
         "seq": row.seq,
         "step": row.step,

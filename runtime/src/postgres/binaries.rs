@@ -2,7 +2,6 @@
 
 use std::{
     cmp::Reverse,
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -98,7 +97,7 @@ fn newest(found: impl Iterator<Item = Binaries>, wanted: Option<u32>) -> Option<
 }
 
 fn installed_folders() -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = Vec::new();
     let on_path = std::env::split_paths(&path).filter_map(|folder| {
         // A link in `PATH` leads to the folder that has `initdb` and the libraries too.

@@ -21,14 +21,16 @@ const UNNEEDED: [&str; 4] = ["libllvm", "libz3", "libperl", "libc6"];
 /// Why a way of obtaining did not work.
 type Reason = String;
 
+/// Fetches binaries into an empty directory, of a given major version or the newest.
+type Way = fn(&Path, Option<u32>) -> Result<(), Reason>;
+
 /// Obtains binaries, of the given major version if there is one.
 pub fn obtain(place: &Place, major: Option<u32>) -> Result<Binaries, PostgresError> {
     let dist = place.dist();
     fs::create_dir_all(&dist).context(|| format!("creating {}", dist.display()))?;
     open_for_reading(&dist);
     let mut tried = Vec::new();
-    let ways: [(&str, fn(&Path, Option<u32>) -> Result<(), Reason>); 2] =
-        [("npm", from_npm), ("apt", from_apt)];
+    let ways: [(&str, Way); 2] = [("npm", from_npm), ("apt", from_apt)];
     for (name, way) in ways {
         let (unpacked, kept) = (dist.join("new"), dist.join(name));
         let outcome = empty(&unpacked)

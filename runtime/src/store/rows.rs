@@ -252,6 +252,13 @@ impl SessionStatus {
             Self::Running => "running",
         }
     }
+
+    /// Reads what [`SessionStatus::as_str`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Idle, Self::Running]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
 }
 
 /// A row of `sessions` as it begins: idle.

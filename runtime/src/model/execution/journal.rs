@@ -96,7 +96,7 @@ fn output_text(ports: &[(Arc<str>, Items)]) -> Option<Json> {
             .next()
             .map(|(_, items)| to_json(items.as_slice()))?,
         _ => {
-            let by_port: serde_json::Map<String, Value> = fired(ports)
+            let by_port: Map<String, Value> = fired(ports)
                 .map(|(port, items)| {
                     (
                         port.to_string(),

@@ -16,7 +16,9 @@ use crate::{
     expression::Template,
     id::HostId,
     model::graph::{Action, Edge, Join, Map, OnError, Retry, Settings, Trigger},
-    node::{AnyNode, ERROR, EffectClass, MAIN, Node, NodeInput, NodeOutput, NodeType, PureNode, Wait},
+    node::{
+        AnyNode, ERROR, EffectClass, MAIN, Node, NodeInput, NodeOutput, NodeType, PureNode, Wait,
+    },
     store::rows::{NodeRunRow, NodeRunStatus, WaitRow},
     tool::OnCrash,
 };
@@ -25,7 +27,14 @@ struct Nothing;
 
 impl Node for Nothing {
     fn node_type(&self) -> NodeType {
-        NodeType { name: "nothing", version: 1, summary: "", effect: EffectClass::Pure, parameters: json!({}), several_inputs: false }
+        NodeType {
+            name: "nothing",
+            version: 1,
+            summary: "",
+            effect: EffectClass::Pure,
+            parameters: json!({}),
+            several_inputs: false,
+        }
     }
 }
 
@@ -57,15 +66,26 @@ fn node(id: &str) -> Step {
 }
 
 fn edge(port: &str, to: usize) -> Edge {
-    Edge { port: port.into(), to, slot: None }
+    Edge {
+        port: port.into(),
+        to,
+        slot: None,
+    }
 }
 
 /// Makes `to` wait for these ports.
 fn join(steps: &mut [Step], to: usize, need: Option<usize>, sources: &[(usize, &str)]) {
     for (slot, (from, port)) in sources.iter().enumerate() {
-        steps[*from].edges.push(Edge { port: (*port).into(), to, slot: Some(slot) });
+        steps[*from].edges.push(Edge {
+            port: (*port).into(),
+            to,
+            slot: Some(slot),
+        });
     }
-    let sources = sources.iter().map(|(from, port)| (*from, Arc::from(*port))).collect();
+    let sources = sources
+        .iter()
+        .map(|(from, port)| (*from, Arc::from(*port)))
+        .collect();
     steps[to].join = Some(Join { sources, need });
 }
 
@@ -135,7 +155,9 @@ impl<'a> World<'a> {
                     self.rows.push(run.to_row(&self.execution, HostId::new()));
                 }
                 Record::WaitOpened(wait) => {
-                    let earlier = self.waits.insert(wait.key.clone(), wait.to_row(&self.execution));
+                    let earlier = self
+                        .waits
+                        .insert(wait.key.clone(), wait.to_row(&self.execution));
                     assert!(earlier.is_none(), "a wait is opened once: {}", wait.key);
                 }
                 Record::WaitClosed(key) => {
@@ -149,10 +171,17 @@ impl<'a> World<'a> {
         self.history.push((self.rows.len(), self.waits.clone()));
         for effect in &decision.effects {
             if let Effect::Kill(key) = effect {
-                self.todo.retain(|todo| !matches!(todo, Effect::Start { key: started, .. } if started == key));
+                self.todo.retain(
+                    |todo| !matches!(todo, Effect::Start { key: started, .. } if started == key),
+                );
             }
         }
-        self.todo.extend(decision.effects.into_iter().filter(|effect| !matches!(effect, Effect::Kill(_))));
+        self.todo.extend(
+            decision
+                .effects
+                .into_iter()
+                .filter(|effect| !matches!(effect, Effect::Kill(_))),
+        );
     }
 
     /// Performs one effect chosen by `rng`. False when there is nothing to do.
@@ -163,10 +192,20 @@ impl<'a> World<'a> {
         self.now += TimeDelta::seconds(1);
         let effect = self.todo.swap_remove(rng.random_range(0..self.todo.len()));
         match effect {
-            Effect::Start { key, attempt, barrier } => self.start(key, attempt, barrier),
+            Effect::Start {
+                key,
+                attempt,
+                barrier,
+            } => self.start(key, attempt, barrier),
             Effect::Expand { key, .. } => {
-                let elements = (0..4).map(|n| Item::new(json!({"element": n})).paired(0)).collect();
-                self.decide(Event::MapExpanded { key, elements: Ok(elements), at: self.now });
+                let elements = (0..4)
+                    .map(|n| Item::new(json!({"element": n})).paired(0))
+                    .collect();
+                self.decide(Event::MapExpanded {
+                    key,
+                    elements: Ok(elements),
+                    at: self.now,
+                });
             }
             Effect::Delay(key, at) => {
                 self.now = self.now.max(at);
@@ -174,7 +213,11 @@ impl<'a> World<'a> {
             }
             Effect::WakeAt(key, at) => {
                 self.now = self.now.max(at);
-                self.decide(Event::WaitEnded { key, with: WaitEnd::Due, at: self.now });
+                self.decide(Event::WaitEnded {
+                    key,
+                    with: WaitEnd::Due,
+                    at: self.now,
+                });
             }
             _ => {}
         }
@@ -191,7 +234,10 @@ impl<'a> World<'a> {
         let text = self.execution.key_text(key);
         let step = self.execution.step(key);
         if step.effect == EffectClass::Effectful {
-            assert!(barrier, "an effect starts only when everything before it is durable");
+            assert!(
+                barrier,
+                "an effect starts only when everything before it is durable"
+            );
             self.performed.push((text.clone(), attempt));
         }
         let outcome = (self.behaviour)(&text, attempt);
@@ -199,19 +245,39 @@ impl<'a> World<'a> {
         // Delivered twice: the second must change nothing.
         for _ in 0..2 {
             let outcome = outcome.clone();
-            let event = Event::NodeRunFinished { key, attempt, outcome, started_at, finished_at, random: 0.5, child_id: ExecutionId::new() };
+            let event = Event::NodeRunFinished {
+                key,
+                attempt,
+                outcome,
+                started_at,
+                finished_at,
+                random: 0.5,
+                child_id: ExecutionId::new(),
+            };
             self.decide(event);
         }
     }
 
     fn fold(&self) -> Execution {
         let waits: Vec<WaitRow> = self.waits.values().cloned().collect();
-        Execution::fold(self.execution.id, self.graph.clone(), self.execution.started_at, &self.rows, &waits).expect("own rows fold")
+        Execution::fold(
+            self.execution.id,
+            self.graph.clone(),
+            self.execution.started_at,
+            &self.rows,
+            &waits,
+        )
+        .expect("own rows fold")
     }
 
     /// The host dies: what was not durable is gone, and a new host folds the rest.
     fn crash(&mut self, rng: &mut StdRng) {
-        let kept: Vec<_> = self.history.iter().filter(|(rows, _)| *rows >= self.durable).cloned().collect();
+        let kept: Vec<_> = self
+            .history
+            .iter()
+            .filter(|(rows, _)| *rows >= self.durable)
+            .cloned()
+            .collect();
         let (rows, waits) = kept[rng.random_range(0..kept.len())].clone();
         if rows == 0 {
             return;
@@ -245,14 +311,24 @@ impl<'a> World<'a> {
         assert_eq!(folded.next_seq, self.execution.next_seq);
         if self.end.is_none() {
             let runs = |execution: &Execution| -> HashSet<(String, u32)> {
-                execution.runs.iter().map(|(key, run)| (execution.key_text(*key), run.attempt)).collect()
+                execution
+                    .runs
+                    .iter()
+                    .map(|(key, run)| (execution.key_text(*key), run.attempt))
+                    .collect()
             };
-            assert_eq!(runs(&folded), runs(&self.execution), "the journal tells the same state");
+            assert_eq!(
+                runs(&folded),
+                runs(&self.execution),
+                "the journal tells the same state"
+            );
         }
     }
 
     fn output(&self, id: &str) -> Option<&NodeRunRow> {
-        self.rows.iter().find(|row| row.step == id && row.status == NodeRunStatus::Succeeded)
+        self.rows
+            .iter()
+            .find(|row| row.step == id && row.status == NodeRunStatus::Succeeded)
     }
 }
 
@@ -261,7 +337,14 @@ fn passes(_: &str, _: u32) -> Result<NodeOutcome, NodeError> {
 }
 
 fn on_port(port: &str) -> Result<NodeOutcome, NodeError> {
-    Ok(NodeOutput { ports: vec![(port.into(), vec![Item::new(json!({"port": port})).paired(0)])], response: None }.into())
+    Ok(NodeOutput {
+        ports: vec![(
+            port.into(),
+            vec![Item::new(json!({"port": port})).paired(0)],
+        )],
+        response: None,
+    }
+    .into())
 }
 
 fn hash(of: impl Hash) -> u64 {
@@ -275,7 +358,11 @@ fn random_graph(rng: &mut StdRng) -> Arc<Graph> {
     let len = rng.random_range(3..14);
     let mut steps = vec![step("trigger", Action::Entry)];
     for index in 1..len {
-        let mut next = if rng.random_bool(0.15) { map_step(&format!("s{index}"), rng) } else { node(&format!("s{index}")) };
+        let mut next = if rng.random_bool(0.15) {
+            map_step(&format!("s{index}"), rng)
+        } else {
+            node(&format!("s{index}"))
+        };
         if rng.random_bool(0.3) {
             next.effect = EffectClass::Effectful;
         }
@@ -286,14 +373,17 @@ fn random_graph(rng: &mut StdRng) -> Arc<Graph> {
     for to in 1..len {
         let ports = [MAIN, MAIN, MAIN, ERROR, "other"];
         if to > 2 && rng.random_bool(0.4) {
-            let mut sources: Vec<(usize, &str)> =
-                (0..rng.random_range(2..4)).map(|_| (rng.random_range(0..to), ports[rng.random_range(0..5)])).collect();
+            let mut sources: Vec<(usize, &str)> = (0..rng.random_range(2..4))
+                .map(|_| (rng.random_range(0..to), ports[rng.random_range(0..5)]))
+                .collect();
             sources.dedup();
             let need = [None, Some(1), Some(2)][rng.random_range(0..3)];
             join(&mut steps, to, need, &sources);
         } else {
             let from = rng.random_range(0..to);
-            steps[from].edges.push(edge(ports[rng.random_range(0..5)], to));
+            steps[from]
+                .edges
+                .push(edge(ports[rng.random_range(0..5)], to));
         }
     }
     if rng.random_bool(0.3) {
@@ -301,15 +391,27 @@ fn random_graph(rng: &mut StdRng) -> Arc<Graph> {
         let to = rng.random_range(1..=from);
         steps[from].edges.push(edge("again", to));
     }
-    let settings = Settings { max_parallel: rng.random_range(1..5), max_node_runs: 400, ..Settings::default() };
+    let settings = Settings {
+        max_parallel: rng.random_range(1..5),
+        max_node_runs: 400,
+        ..Settings::default()
+    };
     graph(steps, settings)
 }
 
 fn map_step(id: &str, rng: &mut StdRng) -> Step {
-    let mut inner = vec![step("", Action::Entry), node(&format!("{id}-a")), node(&format!("{id}-b"))];
+    let mut inner = vec![
+        step("", Action::Entry),
+        node(&format!("{id}-a")),
+        node(&format!("{id}-b")),
+    ];
     inner[0].edges.push(edge(MAIN, 1));
     inner[1].edges.push(edge(MAIN, 2));
-    let map = Map { body: Arc::new(Body::new(inner)), max_parallel: rng.random_range(1..4), collect_errors: rng.random_bool(0.5) };
+    let map = Map {
+        body: Arc::new(Body::new(inner)),
+        max_parallel: rng.random_range(1..4),
+        collect_errors: rng.random_bool(0.5),
+    };
     step(id, Action::Map(map))
 }
 
@@ -321,7 +423,9 @@ fn random_behaviour(seed: u64) -> impl Fn(&str, u32) -> Result<NodeOutcome, Node
         3 => on_port("other"),
         4 => on_port("again"),
         5 => Ok(NodeOutput::main(Vec::new()).into()),
-        6 => Ok(NodeOutcome::Wait(Wait::Until(DateTime::from_timestamp(1_700_000_500, 0).expect("in range")))),
+        6 => Ok(NodeOutcome::Wait(Wait::Until(
+            DateTime::from_timestamp(1_700_000_500, 0).expect("in range"),
+        ))),
         _ => passes(key, attempt),
     }
 }
@@ -348,8 +452,14 @@ fn crashes_lose_nothing_that_was_durable_and_repeat_no_recorded_effect() {
         world.play(rng, 0.15);
         let mut recorded = HashSet::new();
         for row in &world.rows {
-            assert!(recorded.insert((row.scope.clone(), row.step.clone(), row.visit, row.attempt)), "seed {seed}: recorded twice: {row:?}");
-            assert!(row.parent_seq.is_none_or(|parent| parent < row.seq), "seed {seed}: {row:?} before what led to it");
+            assert!(
+                recorded.insert((row.scope.clone(), row.step.clone(), row.visit, row.attempt)),
+                "seed {seed}: recorded twice: {row:?}"
+            );
+            assert!(
+                row.parent_seq.is_none_or(|parent| parent < row.seq),
+                "seed {seed}: {row:?} before what led to it"
+            );
         }
     }
 }
@@ -369,17 +479,27 @@ fn an_effect_whose_result_is_durable_is_not_performed_again() {
         world.durable = world.rows.len();
         world.crash(rng);
         world.play(rng, 0.0);
-        assert_eq!(world.performed, [("pay/0".to_owned(), 1), ("tell/0".to_owned(), 1)]);
+        assert_eq!(
+            world.performed,
+            [("pay/0".to_owned(), 1), ("tell/0".to_owned(), 1)]
+        );
     }
 }
 
 #[test]
 fn a_join_of_all_waits_for_both_branches_and_keeps_their_order() {
-    let mut steps = vec![step("trigger", Action::Entry), node("a"), node("b"), node("both")];
+    let mut steps = vec![
+        step("trigger", Action::Entry),
+        node("a"),
+        node("b"),
+        node("both"),
+    ];
     steps[0].edges.extend([edge(MAIN, 1), edge(MAIN, 2)]);
     join(&mut steps, 3, None, &[(1, MAIN), (2, MAIN)]);
     let graph = graph(steps, Settings::default());
-    let named = |key: &str, _: u32| Ok(NodeOutput::main(vec![Item::new(json!({"from": key})).paired(0)]).into());
+    let named = |key: &str, _: u32| {
+        Ok(NodeOutput::main(vec![Item::new(json!({"from": key})).paired(0)]).into())
+    };
     for seed in 0..20 {
         let rng = &mut StdRng::seed_from_u64(seed);
         let mut world = World::new(graph.clone(), &named);
@@ -387,8 +507,15 @@ fn a_join_of_all_waits_for_both_branches_and_keeps_their_order() {
             assert!(world.output("both").is_none());
             world.perform(rng);
         }
-        let key = RunKey { frame: 0, step: 3, visit: 0 };
-        let from: Vec<Value> = world.execution.inputs(key)[0].iter().map(|item| item.json["from"].clone()).collect();
+        let key = RunKey {
+            frame: 0,
+            step: 3,
+            visit: 0,
+        };
+        let from: Vec<Value> = world.execution.inputs(key)[0]
+            .iter()
+            .map(|item| item.json["from"].clone())
+            .collect();
         assert_eq!(from, ["a/0", "b/0"]);
         world.play(rng, 0.0);
     }
@@ -396,13 +523,24 @@ fn a_join_of_all_waits_for_both_branches_and_keeps_their_order() {
 
 #[test]
 fn a_join_of_all_goes_on_without_a_branch_that_was_not_taken() {
-    let mut steps = vec![step("trigger", Action::Entry), node("if"), node("yes"), node("store")];
+    let mut steps = vec![
+        step("trigger", Action::Entry),
+        node("if"),
+        node("yes"),
+        node("store"),
+    ];
     steps[0].edges.push(edge(MAIN, 1));
     steps[1].edges.push(edge("true", 2));
     join(&mut steps, 3, None, &[(2, MAIN), (1, "false")]);
     let graph = graph(steps, Settings::default());
     for (port, through) in [("true", "yes"), ("false", "if")] {
-        let behaviour = |key: &str, attempt: u32| if key.starts_with("if/") { on_port(port) } else { passes(key, attempt) };
+        let behaviour = |key: &str, attempt: u32| {
+            if key.starts_with("if/") {
+                on_port(port)
+            } else {
+                passes(key, attempt)
+            }
+        };
         let mut world = World::new(graph.clone(), &behaviour);
         let end = world.play(&mut StdRng::seed_from_u64(1), 0.0);
         assert_eq!(end.status, ExecutionStatus::Succeeded);
@@ -413,29 +551,53 @@ fn a_join_of_all_goes_on_without_a_branch_that_was_not_taken() {
 
 #[test]
 fn a_join_of_any_fires_once() {
-    let mut steps = vec![step("trigger", Action::Entry), node("a"), node("b"), node("first")];
+    let mut steps = vec![
+        step("trigger", Action::Entry),
+        node("a"),
+        node("b"),
+        node("first"),
+    ];
     steps[0].edges.extend([edge(MAIN, 1), edge(MAIN, 2)]);
     join(&mut steps, 3, Some(1), &[(1, MAIN), (2, MAIN)]);
     let graph = graph(steps, Settings::default());
     for seed in 0..20 {
         let mut world = World::new(graph.clone(), &passes);
         world.play(&mut StdRng::seed_from_u64(seed), 0.2);
-        assert_eq!(world.rows.iter().filter(|row| row.step == "first").count(), 1);
+        assert_eq!(
+            world.rows.iter().filter(|row| row.step == "first").count(),
+            1
+        );
     }
 }
 
 #[test]
 fn a_join_that_can_never_be_met_is_recorded_as_skipped() {
-    let mut steps = vec![step("trigger", Action::Entry), node("a"), node("if"), node("two")];
+    let mut steps = vec![
+        step("trigger", Action::Entry),
+        node("a"),
+        node("if"),
+        node("two"),
+    ];
     steps[0].edges.extend([edge(MAIN, 1), edge(MAIN, 2)]);
     join(&mut steps, 3, Some(2), &[(1, MAIN), (2, "true")]);
     let graph = graph(steps, Settings::default());
-    let behaviour = |key: &str, attempt: u32| if key.starts_with("if/") { on_port("false") } else { passes(key, attempt) };
+    let behaviour = |key: &str, attempt: u32| {
+        if key.starts_with("if/") {
+            on_port("false")
+        } else {
+            passes(key, attempt)
+        }
+    };
     for seed in 0..20 {
         let mut world = World::new(graph.clone(), &behaviour);
         let end = world.play(&mut StdRng::seed_from_u64(seed), 0.2);
         assert_eq!(end.status, ExecutionStatus::Succeeded);
-        let two: Vec<_> = world.rows.iter().filter(|row| row.step == "two").map(|row| row.status).collect();
+        let two: Vec<_> = world
+            .rows
+            .iter()
+            .filter(|row| row.step == "two")
+            .map(|row| row.status)
+            .collect();
         assert_eq!(two, [NodeRunStatus::Skipped]);
     }
 }
@@ -445,7 +607,13 @@ fn a_loop_ends_at_the_limit_of_node_runs() {
     let mut steps = vec![step("trigger", Action::Entry), node("again")];
     steps[0].edges.push(edge(MAIN, 1));
     steps[1].edges.push(edge(MAIN, 1));
-    let graph = graph(steps, Settings { max_node_runs: 50, ..Settings::default() });
+    let graph = graph(
+        steps,
+        Settings {
+            max_node_runs: 50,
+            ..Settings::default()
+        },
+    );
     let mut world = World::new(graph, &passes);
     let end = world.play(&mut StdRng::seed_from_u64(1), 0.0);
     assert_eq!(end.error.expect("it failed")["code"], "max_node_runs");
@@ -458,7 +626,11 @@ fn a_failed_attempt_is_tried_again_after_its_delay_and_then_routed() {
     steps[0].edges.push(edge(MAIN, 1));
     steps[1].edges.push(edge(ERROR, 2));
     steps[1].on_error = OnError::Route;
-    steps[1].retry = Retry { max_attempts: 3, initial: Duration::from_secs(10), ..Retry::default() };
+    steps[1].retry = Retry {
+        max_attempts: 3,
+        initial: Duration::from_secs(10),
+        ..Retry::default()
+    };
     let graph = graph(steps, Settings::default());
     let behaviour = |key: &str, attempt: u32| match key {
         "call/0" => Err(NodeError::transient("http_status", "503")),
@@ -468,15 +640,25 @@ fn a_failed_attempt_is_tried_again_after_its_delay_and_then_routed() {
     let end = world.play(&mut StdRng::seed_from_u64(1), 0.3);
     assert_eq!(end.status, ExecutionStatus::Succeeded);
     let calls: Vec<_> = world.rows.iter().filter(|row| row.step == "call").collect();
-    assert_eq!(calls.iter().map(|row| (row.attempt, row.status)).collect::<Vec<_>>(), [
-        (1, NodeRunStatus::Failed),
-        (2, NodeRunStatus::Failed),
-        (3, NodeRunStatus::Failed)
-    ]);
+    assert_eq!(
+        calls
+            .iter()
+            .map(|row| (row.attempt, row.status))
+            .collect::<Vec<_>>(),
+        [
+            (1, NodeRunStatus::Failed),
+            (2, NodeRunStatus::Failed),
+            (3, NodeRunStatus::Failed)
+        ]
+    );
     assert!(calls[0].retry_at.is_some() && calls[2].retry_at.is_none());
-    let routed: Value = serde_json::from_str(calls[2].output.as_deref().expect("it was routed")).expect("JSON");
+    let routed: Value =
+        serde_json::from_str(calls[2].output.as_deref().expect("it was routed")).expect("JSON");
     assert_eq!(routed[0]["json"]["n"], 1, "the input's item is still there");
-    assert_eq!(routed[0]["json"]["error"], json!({"code": "http_status", "message": "503", "step": "call"}));
+    assert_eq!(
+        routed[0]["json"]["error"],
+        json!({"code": "http_status", "message": "503", "step": "call"})
+    );
 }
 
 #[test]
@@ -486,11 +668,19 @@ fn a_map_keeps_order_and_its_limit_whatever_finishes_first() {
         let mut steps = vec![step("trigger", Action::Entry), map_step("each", rng)];
         steps[0].edges.push(edge(MAIN, 1));
         let graph = graph(steps, Settings::default());
-        let behaviour = |key: &str, _: u32| Ok(NodeOutput::main(vec![Item::new(json!({"key": key})).paired(0)]).into());
+        let behaviour = |key: &str, _: u32| {
+            Ok(NodeOutput::main(vec![Item::new(json!({"key": key})).paired(0)]).into())
+        };
         let mut world = World::new(graph, &behaviour);
         let end = world.play(rng, 0.1);
-        let keys: Vec<_> = end.output.iter().map(|item| item.json["key"].as_str().unwrap_or_default().to_owned()).collect();
-        let expected: Vec<_> = (0..4).map(|index| format!("each/0[{index}]/each-b/0")).collect();
+        let keys: Vec<_> = end
+            .output
+            .iter()
+            .map(|item| item.json["key"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        let expected: Vec<_> = (0..4)
+            .map(|index| format!("each/0[{index}]/each-b/0"))
+            .collect();
         assert_eq!(keys, expected, "seed {seed}");
     }
 }
@@ -500,8 +690,15 @@ fn a_map_fails_fast_or_collects() {
     for collect_errors in [false, true] {
         let mut inner = vec![step("", Action::Entry), node("work")];
         inner[0].edges.push(edge(MAIN, 1));
-        let map = Map { body: Arc::new(Body::new(inner)), max_parallel: 2, collect_errors };
-        let mut steps = vec![step("trigger", Action::Entry), step("each", Action::Map(map))];
+        let map = Map {
+            body: Arc::new(Body::new(inner)),
+            max_parallel: 2,
+            collect_errors,
+        };
+        let mut steps = vec![
+            step("trigger", Action::Entry),
+            step("each", Action::Map(map)),
+        ];
         steps[0].edges.push(edge(MAIN, 1));
         let graph = graph(steps, Settings::default());
         let behaviour = |key: &str, attempt: u32| match key {
@@ -531,7 +728,10 @@ fn a_step_that_must_not_run_twice_fails_after_a_crash() {
     let graph = graph(steps, Settings::default());
     let rng = &mut StdRng::seed_from_u64(1);
     let mut world = World::new(graph, &passes);
-    assert!(world.waits.contains_key("once/0/1/started"), "the mark is saved before the step starts");
+    assert!(
+        world.waits.contains_key("once/0/1/started"),
+        "the mark is saved before the step starts"
+    );
     world.durable = world.rows.len();
     world.history.retain(|(_, waits)| !waits.is_empty());
     world.crash(rng);
@@ -553,8 +753,15 @@ fn cancelling_closes_everything_at_any_moment() {
         let over = world.end.is_some();
         world.decide(Event::CancelRequested { at: world.now });
         let end = world.end.clone().expect("cancel ends it at once");
-        assert!(world.execution.runs.is_empty() && world.waits.is_empty(), "seed {seed}: {:?}", world.waits.keys());
-        assert!(over || end.status == ExecutionStatus::Cancelled, "seed {seed}");
+        assert!(
+            world.execution.runs.is_empty() && world.waits.is_empty(),
+            "seed {seed}: {:?}",
+            world.waits.keys()
+        );
+        assert!(
+            over || end.status == ExecutionStatus::Cancelled,
+            "seed {seed}"
+        );
     }
 }
 
@@ -564,7 +771,10 @@ fn waiting_does_not_count_against_the_timeout() {
     steps[0].edges.push(edge(MAIN, 1));
     steps[1].edges.push(edge(MAIN, 2));
     steps[1].uses = "wait.timer".into();
-    let settings = Settings { timeout: Some(Duration::from_secs(60)), ..Settings::default() };
+    let settings = Settings {
+        timeout: Some(Duration::from_secs(60)),
+        ..Settings::default()
+    };
     let until = DateTime::from_timestamp(1_700_003_600, 0).expect("in range");
     let behaviour = |key: &str, attempt: u32| match key {
         "nap/0" => Ok(NodeOutcome::Wait(Wait::Until(until))),
@@ -573,7 +783,11 @@ fn waiting_does_not_count_against_the_timeout() {
     let mut world = World::new(graph(steps, settings), &behaviour);
     let rng = &mut StdRng::seed_from_u64(1);
     world.perform(rng);
-    assert_eq!(world.execution.is_waiting(), Some(Some(until)), "it needs no actor");
+    assert_eq!(
+        world.execution.is_waiting(),
+        Some(Some(until)),
+        "it needs no actor"
+    );
     world.perform(rng);
     assert!(world.execution.deadline().expect("it has a timeout") > until);
 }

@@ -1,0 +1,626 @@
+//! What workflows, agents and providers have in common: documents that are listed, stored, switched and removed.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use callboard_runtime::{
+    document::{self, Document},
+    documents::{Put, StoredDocument},
+};
+use chrono::{DateTime, Utc};
+use poem::{IntoResponse, Request, RequestBody, Response};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions, Object,
+    registry::{MetaMediaType, MetaRequest, MetaResponses, Registry},
+    types::Type,
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::http::{
+    State,
+    answer::{self, Created, Found, NoContent},
+    body::{self, ContentType},
+    input::{self, BodyType, Cursor, Fields, Limit},
+    problem::{ApiError, ApiResult, Fault},
+};
+
+/// A kind of document.
+pub struct Kind {
+    /// As documents have it.
+    pub name: &'static str,
+    /// Where its documents are.
+    pub path: &'static str,
+    /// Finds all faults of one that is to be stored. Called with the lock on documents held.
+    pub check: fn(&State, &Document) -> ApiResult<()>,
+    /// Checks what only matters for one that is in use.
+    pub check_enabled: fn(&State, &StoredDocument) -> ApiResult<()>,
+}
+
+/// The three schemas of a kind's documents as clients see them, which differ in name only.
+macro_rules! document_types {
+    ($kind:literal, $create:ident, $update:ident, $details:ident, $item:ident, $list:ident) => {
+        #[doc = concat!($kind, " document, as JSON or YAML.")]
+        #[derive(poem_openapi::Object)]
+        #[allow(dead_code, reason = "read by the schema only")]
+        pub struct $create {
+            #[doc = concat!("`", $kind, "`")]
+            kind: String,
+            /// `name`, and what else is said about it.
+            metadata: serde_json::Value,
+            /// What it is.
+            spec: serde_json::Value,
+        }
+
+        #[doc = concat!($kind, " document, as JSON or YAML; `metadata.name` is the name in the path.")]
+        #[derive(poem_openapi::Object)]
+        #[allow(dead_code, reason = "read by the schema only")]
+        pub struct $update {
+            #[doc = concat!("`", $kind, "`")]
+            kind: String,
+            /// `name`, and what else is said about it.
+            metadata: serde_json::Value,
+            /// What it is.
+            spec: serde_json::Value,
+        }
+
+        #[doc = concat!($kind, " document with what the server knows of it.")]
+        #[derive(poem_openapi::Object, serde::Serialize)]
+        pub struct $details {
+            #[doc = concat!("`", $kind, "`")]
+            kind: String,
+            /// `name`, and what else is said about it.
+            metadata: serde_json::Value,
+            /// What it is.
+            spec: serde_json::Value,
+            /// `metadata.name`
+            name: String,
+            /// From 1; a changed document is a new one.
+            version: i32,
+            /// Whether it may be started.
+            enabled: bool,
+            /// When the name first appeared.
+            created_at: chrono::DateTime<chrono::Utc>,
+            /// When this version was made.
+            updated_at: chrono::DateTime<chrono::Utc>,
+        }
+
+        impl From<$crate::http::routes::documents::Shown> for $details {
+            fn from(shown: $crate::http::routes::documents::Shown) -> Self {
+                let $crate::http::routes::documents::Shown { document, metadata, spec } = shown;
+                Self {
+                    kind: document.kind.clone(),
+                    metadata,
+                    spec,
+                    name: document.name.clone(),
+                    version: document.version,
+                    enabled: document.enabled,
+                    created_at: document.created_at,
+                    updated_at: document.updated_at,
+                }
+            }
+        }
+
+        /// One of them, in short.
+        #[derive(poem_openapi::Object, serde::Serialize)]
+        pub struct $item {
+            /// `metadata.name`
+            name: String,
+            /// `metadata.description`
+            description: Option<String>,
+            /// `metadata.tags`
+            tags: Vec<String>,
+            /// The current version.
+            version: i32,
+            /// Whether it may be started.
+            enabled: bool,
+            /// When the name first appeared.
+            created_at: chrono::DateTime<chrono::Utc>,
+            /// When the current version was made.
+            updated_at: chrono::DateTime<chrono::Utc>,
+        }
+
+        /// A page of them, by name.
+        #[derive(poem_openapi::Object, serde::Serialize)]
+        pub struct $list {
+            /// The page.
+            data: Vec<$item>,
+            /// For `cursor`, when there is more.
+            next_cursor: Option<String>,
+        }
+
+        impl From<$crate::http::routes::documents::DocumentPage> for $list {
+            fn from(page: $crate::http::routes::documents::DocumentPage) -> Self {
+                let item = |document: std::sync::Arc<callboard_runtime::documents::StoredDocument>| {
+                    let (description, tags) = $crate::http::routes::documents::described(&document);
+                    $item {
+                        name: document.name.clone(),
+                        description,
+                        tags,
+                        version: document.version,
+                        enabled: document.enabled,
+                        created_at: document.created_at,
+                        updated_at: document.updated_at,
+                    }
+                };
+                Self { data: page.0.into_iter().map(item).collect(), next_cursor: page.1 }
+            }
+        }
+    };
+}
+pub(super) use document_types;
+
+/// `metadata.description` and `metadata.tags`.
+pub fn described(document: &StoredDocument) -> (Option<String>, Vec<String>) {
+    let metadata = document.body.get("metadata");
+    let member = |name| metadata.and_then(|metadata| metadata.get(name));
+    let tags = member("tags")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    (
+        member("description")
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        tags.filter_map(|tag| tag.as_str().map(str::to_owned))
+            .collect(),
+    )
+}
+
+/// A document as it is shown: without secrets.
+pub struct Shown {
+    /// What is stored.
+    pub document: Arc<StoredDocument>,
+    /// Its `metadata`.
+    pub metadata: Value,
+    /// Its `spec`.
+    pub spec: Value,
+}
+
+impl From<Arc<StoredDocument>> for Shown {
+    fn from(document: Arc<StoredDocument>) -> Self {
+        let part = |name| document.body.get(name).cloned().unwrap_or_default();
+        Self {
+            metadata: part("metadata"),
+            spec: part("spec"),
+            document,
+        }
+    }
+}
+
+/// Documents of a page, and the cursor of the next.
+pub struct DocumentPage(pub Vec<Arc<StoredDocument>>, pub Option<String>);
+
+/// `{"enabled": bool}`
+#[derive(Object)]
+pub struct DocumentPatch {
+    /// Whether it may be started.
+    enabled: bool,
+}
+
+impl BodyType for DocumentPatch {
+    fn read(fields: &mut Fields) -> Option<Self> {
+        fields.required("enabled").map(|enabled| Self { enabled })
+    }
+}
+
+/// A body that is one document, of schema `T`.
+pub struct DocumentBody<T>(pub Result<Document, Vec<Fault>>, PhantomData<T>);
+
+impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let content = |content_type| MetaMediaType {
+            content_type,
+            schema: T::schema_ref(),
+        };
+        Some(MetaRequest {
+            description: None,
+            content: ["application/json", "application/yaml", "text/yaml"]
+                .map(content)
+                .into(),
+            required: true,
+        })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let bytes = body::read(request, body, State::of(request)?.max_body).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Err(vec![input::missing()]), PhantomData));
+        }
+        let document = match ContentType::of(request) {
+            ContentType::Json => body::json(&bytes)
+                .map_err(|fault| vec![fault])
+                .and_then(|value| document::from_value(value).map_err(|faults| worded(&faults))),
+            ContentType::Yaml => from_yaml(&bytes),
+            _ => {
+                return Err(
+                    body::unsupported(request, "application/json or application/yaml").into(),
+                );
+            }
+        };
+        Ok(Self(document, PhantomData))
+    }
+}
+
+fn worded(faults: &[document::Fault]) -> Vec<Fault> {
+    faults.iter().map(Fault::from).collect()
+}
+
+fn from_yaml(bytes: &[u8]) -> Result<Document, Vec<Fault>> {
+    let one = |msg| vec![Fault::new(["body"], "value_error", msg)];
+    let text = std::str::from_utf8(bytes).map_err(|_| one("Value error, YAML is UTF-8 text"))?;
+    let mut documents = document::read(text, None).map_err(|faults| worded(&faults))?;
+    match (documents.pop(), documents.is_empty()) {
+        (Some(document), true) if body::is_too_deep(&document.body) => {
+            Err(one("Value error, the document nests too deep"))
+        }
+        (Some(document), true) => Ok(document),
+        (None, _) => Err(vec![input::missing()]),
+        (Some(_), false) => Err(one("Value error, send one document at a time")),
+    }
+}
+
+/// What storing a document did.
+pub enum Stored<T> {
+    /// The name is new: 201.
+    Created(Created<T>),
+    /// It was there: 200.
+    Replaced(Found<T>),
+}
+
+impl<T: Type> ApiResponse for Stored<T> {
+    fn meta() -> MetaResponses {
+        MetaResponses {
+            responses: vec![answer::json_meta::<T>(200), answer::json_meta::<T>(201)],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: Serialize + Send> IntoResponse for Stored<T> {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Created(reply) => reply.into_response(),
+            Self::Replaced(reply) => reply.into_response(),
+        }
+    }
+}
+
+impl Kind {
+    /// 404 unless there is one of this name.
+    pub fn get(&self, state: &State, name: &str) -> ApiResult<Arc<StoredDocument>> {
+        state
+            .app
+            .core
+            .documents
+            .find(self.name, name)
+            .ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> ApiError {
+        ApiError::not_found(format!(
+            "There is no {} `{name}`.",
+            self.name.to_lowercase()
+        ))
+    }
+
+    /// A page of them, by name.
+    pub fn list(&self, state: &State, limit: Limit, after: Option<Cursor<String>>) -> DocumentPage {
+        let mut all = state.app.core.documents.list(self.name);
+        if let Some(Cursor(after)) = after {
+            all.retain(|document| document.name > after);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        let (page, next) = answer::page(all, limit.0, |last| Cursor(last.name.clone()).encode());
+        DocumentPage(page, next)
+    }
+
+    /// Stores a new one; 409 when the name is taken.
+    pub async fn create<T, S>(
+        &self,
+        state: &State,
+        body: DocumentBody<S>,
+        show: fn(Shown) -> T,
+    ) -> ApiResult<Created<T>> {
+        let document = body.0.map_err(ApiError::invalid)?;
+        self.check_kind(&document)?;
+        let changing = state.documents_changing.lock().await;
+        if state
+            .app
+            .core
+            .documents
+            .find(self.name, &document.name)
+            .is_some()
+        {
+            return Err(ApiError::conflict(
+                "already_exists",
+                format!(
+                    "There is a {} `{}` already.",
+                    self.name.to_lowercase(),
+                    document.name
+                ),
+            ));
+        }
+        (self.check)(state, &document)?;
+        let (stored, _) = state
+            .app
+            .core
+            .documents
+            .put(self.name, &document.name, document.body)
+            .await?;
+        drop(changing);
+        let place = self.place(&stored.name);
+        Ok(Created::new(show(stored.into())).at(place))
+    }
+
+    /// Stores one under the name in the path; the same document again changes nothing. `prepare` may complete the
+    /// document from the stored one.
+    pub async fn replace<T, S>(
+        &self,
+        state: &State,
+        name: &str,
+        body: DocumentBody<S>,
+        prepare: fn(&mut Document, &StoredDocument),
+        show: fn(Shown) -> T,
+    ) -> ApiResult<Stored<T>> {
+        let mut document = body.0.map_err(ApiError::invalid)?;
+        self.check_kind(&document)?;
+        if document.name != name {
+            return Err(ApiError::invalid(vec![Fault::new(
+                ["body", "metadata", "name"],
+                "value_error",
+                format!("Value error, the name is `{name}` in the path"),
+            )]));
+        }
+        let changing = state.documents_changing.lock().await;
+        if let Some(stored) = state.app.core.documents.find(self.name, name) {
+            prepare(&mut document, &stored);
+        }
+        (self.check)(state, &document)?;
+        let (stored, put) = state
+            .app
+            .core
+            .documents
+            .put(self.name, name, document.body)
+            .await?;
+        drop(changing);
+        let shown = show(stored.into());
+        Ok(match put {
+            Put::Created => Stored::Created(Created::new(shown).at(self.place(name))),
+            Put::Changed | Put::Unchanged => Stored::Replaced(Found::new(shown)),
+        })
+    }
+
+    /// Enables or disables one.
+    pub async fn patch(
+        &self,
+        state: &State,
+        name: &str,
+        patch: DocumentPatch,
+    ) -> ApiResult<Arc<StoredDocument>> {
+        let _changing = state.documents_changing.lock().await;
+        let current = self.get(state, name)?;
+        if patch.enabled && !current.enabled {
+            (self.check_enabled)(state, &current)?;
+        }
+        Ok(state
+            .app
+            .core
+            .documents
+            .set_enabled(self.name, name, patch.enabled)
+            .await?)
+    }
+
+    /// Removes one. What runs goes on with the version it has.
+    pub async fn delete(&self, state: &State, name: &str) -> ApiResult<NoContent> {
+        use callboard_runtime::store::StoreError;
+        match state.app.core.documents.delete(self.name, name).await {
+            Ok(()) => Ok(NoContent),
+            Err(StoreError::NotFound) => Err(self.unknown(name)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn check_kind(&self, document: &Document) -> ApiResult<()> {
+        if document.kind == self.name {
+            return Ok(());
+        }
+        let msg = format!("Input should be '{}'", self.name);
+        Err(ApiError::invalid(vec![Fault::new(
+            ["body", "kind"],
+            "literal_error",
+            msg,
+        )]))
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("{}/{}", self.path, answer::encode_segment(name))
+    }
+}
+
+/// The moment a version was made, and the document it is.
+#[derive(Object, Serialize)]
+#[oai(rename = "WorkflowVersionListItem")]
+pub struct VersionItem {
+    /// From 1.
+    version: i32,
+    /// `metadata` of that version.
+    metadata: Value,
+    /// `spec` of that version.
+    spec: Value,
+    /// When it was made.
+    created_at: DateTime<Utc>,
+}
+
+/// Versions, newest first.
+#[derive(Object, Serialize)]
+#[oai(rename = "WorkflowVersionList")]
+pub struct VersionList {
+    /// The page.
+    data: Vec<VersionItem>,
+    /// For `cursor`, when there is more.
+    next_cursor: Option<String>,
+}
+
+impl Kind {
+    /// A page of a document's versions, newest first.
+    pub async fn versions(
+        &self,
+        state: &State,
+        name: &str,
+        limit: Limit,
+        before: Option<Cursor<i32>>,
+    ) -> ApiResult<VersionList> {
+        self.get(state, name)?;
+        let mut versions = state.app.core.documents.versions(self.name, name).await?;
+        if let Some(Cursor(before)) = before {
+            versions.retain(|document| document.version < before);
+        }
+        let (page, next_cursor) =
+            answer::page(versions, limit.0, |last| Cursor(last.version).encode());
+        let item = |document: StoredDocument| VersionItem {
+            version: document.version,
+            metadata: document.body.get("metadata").cloned().unwrap_or_default(),
+            spec: document.body.get("spec").cloned().unwrap_or_default(),
+            created_at: document.updated_at,
+        };
+        Ok(VersionList {
+            data: page.into_iter().map(item).collect(),
+            next_cursor,
+        })
+    }
+}
+
+/// What stands for a secret in answers.
+const HIDDEN: &str = "***";
+
+/// Members whose text is a secret, wherever they are below `spec`.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('-', "_");
+    [
+        "api_key",
+        "apikey",
+        "secret",
+        "token",
+        "password",
+        "authorization",
+    ]
+    .iter()
+    .any(|word| name.contains(word))
+        && !name.contains("max_")
+        && !name.contains("_tokens")
+}
+
+/// A reference to the environment without a default: says where the secret is, not what it is.
+fn is_reference(text: &str) -> bool {
+    text.strip_prefix("${")
+        .and_then(|rest| rest.strip_suffix('}'))
+        .is_some_and(|name| {
+            let name = name.strip_suffix(':').unwrap_or(name);
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        })
+}
+
+/// Replaces secrets by [`HIDDEN`].
+pub fn hide_secrets(value: &mut Value) {
+    each_member(value, &mut |name, value| {
+        if is_secret(name)
+            && value
+                .as_str()
+                .is_some_and(|text| !text.is_empty() && !is_reference(text))
+        {
+            *value = HIDDEN.into();
+        }
+    });
+}
+
+/// Puts back the secrets of `stored` where `value` has [`HIDDEN`]: a client may send back what it was shown.
+pub fn keep_secrets(value: &mut Value, stored: &Value) {
+    match (value, stored) {
+        (Value::Object(members), Value::Object(stored)) => {
+            for (name, value) in members {
+                let Some(stored) = stored.get(name) else {
+                    continue;
+                };
+                if is_secret(name) && value == HIDDEN {
+                    *value = stored.clone();
+                } else {
+                    keep_secrets(value, stored);
+                }
+            }
+        }
+        (Value::Array(elements), Value::Array(stored)) => {
+            for (value, stored) in elements.iter_mut().zip(stored) {
+                keep_secrets(value, stored);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn each_member(value: &mut Value, visit: &mut impl FnMut(&str, &mut Value)) {
+    fn members(members: &mut Map<String, Value>, visit: &mut impl FnMut(&str, &mut Value)) {
+        for (name, value) in members {
+            visit(name, value);
+            each_member(value, visit);
+        }
+    }
+    match value {
+        Value::Object(object) => members(object, visit),
+        Value::Array(elements) => elements
+            .iter_mut()
+            .for_each(|value| each_member(value, visit)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_and_references_are_not() {
+        let mut spec = json!({
+            "api_key": "sk-1", "base_url": "https://x", "max_tokens": 5,
+            "headers": { "Authorization": "Bearer y", "X-Api-Key": "${KEY}", "X-Token": "${KEY:sk-2}", "X": "z" },
+        });
+        hide_secrets(&mut spec);
+        assert_eq!(
+            spec,
+            json!({
+                "api_key": "***", "base_url": "https://x", "max_tokens": 5,
+                "headers": { "Authorization": "***", "X-Api-Key": "${KEY}", "X-Token": "***", "X": "z" },
+            })
+        );
+    }
+
+    #[test]
+    fn what_was_shown_hidden_may_be_sent_back() {
+        let stored = json!({ "spec": { "api_key": "sk-1", "base_url": "a" } });
+        let mut sent = json!({ "spec": { "api_key": "***", "base_url": "b" } });
+        keep_secrets(&mut sent, &stored);
+        assert_eq!(
+            sent,
+            json!({ "spec": { "api_key": "sk-1", "base_url": "b" } })
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Definitions of providers.
+
+use std::sync::Arc;
+
+use callboard_runtime::{document::Document, documents::StoredDocument};
+use poem_openapi::{
+    OpenApi,
+    param::{Path, Query},
+};
+
+use super::{
+    Tag,
+    documents::{
+        DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, hide_secrets,
+        keep_secrets,
+    },
+};
+use crate::http::{
+    State,
+    answer::{Created, Found, NoContent},
+    auth::{AgentsRead, Auth, CredentialsWrite},
+    input::{Body, Cursor, Faults, Limit, Param},
+    problem::ApiResult,
+};
+
+pub struct Operations(pub Arc<State>);
+
+document_types!(
+    "Provider",
+    ProviderCreate,
+    ProviderUpdate,
+    ProviderDetails,
+    ProviderListItem,
+    ProviderList
+);
+
+const KIND: Kind = Kind {
+    name: "Provider",
+    path: "/v1/providers",
+    check,
+    check_enabled: |_, _| Ok(()),
+};
+
+fn check(_: &State, document: &Document) -> ApiResult<()> {
+    Ok(())
+}
+
+/// A client that sends back what it was shown changes no secret.
+fn keep(document: &mut Document, stored: &StoredDocument) {
+    keep_secrets(&mut document.body, &stored.body);
+}
+
+/// Secrets are write-only.
+fn shown(mut shown: Shown) -> ProviderDetails {
+    hide_secrets(&mut shown.spec);
+    shown.into()
+}
+
+#[OpenApi(prefix_path = "/v1/providers", tag = "Tag::Providers")]
+impl Operations {
+    /// List providers
+    ///
+    /// By name. Scope `agents:read`.
+    #[oai(path = "/", method = "get", operation_id = "list_providers")]
+    async fn list(
+        &self,
+        _auth: Auth<AgentsRead>,
+        limit: Query<Option<Param<Limit>>>,
+        cursor: Query<Option<Param<Cursor<String>>>>,
+    ) -> ApiResult<Found<ProviderList>> {
+        let mut faults = Faults::default();
+        let limit = faults.query("limit", limit.0).unwrap_or_default();
+        let after = faults.query("cursor", cursor.0);
+        faults.check(Some(()))?;
+        Ok(Found::new(KIND.list(&self.0, limit, after).into()))
+    }
+
+    /// Create a provider
+    ///
+    /// 409 when the name is taken. Scope `credentials:write`.
+    #[oai(path = "/", method = "post", operation_id = "create_provider")]
+    async fn create(
+        &self,
+        _auth: Auth<CredentialsWrite>,
+        body: DocumentBody<ProviderCreate>,
+    ) -> ApiResult<Created<ProviderDetails>> {
+        KIND.create(&self.0, body, shown).await
+    }
+
+    /// Get a provider
+    ///
+    /// Its current version. Scope `agents:read`.
+    #[oai(path = "/:name", method = "get", operation_id = "get_provider")]
+    async fn get(
+        &self,
+        _auth: Auth<AgentsRead>,
+        name: Path<String>,
+    ) -> ApiResult<Found<ProviderDetails>> {
+        Ok(Found::new(shown(Shown::from(KIND.get(&self.0, &name)?))))
+    }
+
+    /// Create or replace a provider
+    ///
+    /// A changed document is a new version; the same one changes nothing. Scope `credentials:write`.
+    #[oai(path = "/:name", method = "put", operation_id = "replace_provider")]
+    async fn replace(
+        &self,
+        _auth: Auth<CredentialsWrite>,
+        name: Path<String>,
+        body: DocumentBody<ProviderUpdate>,
+    ) -> ApiResult<Stored<ProviderDetails>> {
+        KIND.replace(&self.0, &name, body, keep, shown).await
+    }
+
+    /// Enable or disable a provider
+    ///
+    /// Scope `credentials:write`.
+    #[oai(path = "/:name", method = "patch", operation_id = "patch_provider")]
+    async fn patch(
+        &self,
+        _auth: Auth<CredentialsWrite>,
+        name: Path<String>,
+        body: Body<DocumentPatch>,
+    ) -> ApiResult<Found<ProviderDetails>> {
+        let mut faults = Faults::default();
+        let patch = faults.body(body);
+        let patch = faults.check(patch)?;
+        Ok(Found::new(shown(Shown::from(
+            KIND.patch(&self.0, &name, patch).await?,
+        ))))
+    }
+
+    /// Delete a provider
+    ///
+    /// What runs goes on with the version it has. Scope `credentials:write`.
+    #[oai(path = "/:name", method = "delete", operation_id = "delete_provider")]
+    async fn delete(
+        &self,
+        _auth: Auth<CredentialsWrite>,
+        name: Path<String>,
+    ) -> ApiResult<NoContent> {
+        KIND.delete(&self.0, &name).await
+    }
+}
