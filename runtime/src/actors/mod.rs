@@ -1,6 +1,9 @@
-//! Actors: mailboxes, timers and children. Decisions are in `model`, SQL is in `store`.
+//! One actor per file: mailboxes, timers and children. What to do is decided in `model`, what to write in `store`.
 
+pub mod execution;
+pub mod execution_manager;
 pub mod membership;
+pub mod node_runner;
 pub mod persistence;
 pub mod standing;
 

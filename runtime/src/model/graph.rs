@@ -35,6 +35,8 @@ pub struct Body {
     pub steps: Vec<Step>,
     /// `reach[a]` has bit `b` set when a path of at least one edge leads from `a` to `b`.
     pub reach: Vec<StepSet>,
+    /// The steps that have a join.
+    pub joins: Vec<StepIndex>,
 }
 
 /// A set of step indexes.
@@ -62,7 +64,7 @@ impl StepSet {
 }
 
 impl Body {
-    /// Computes `reach` for these steps.
+    /// Computes what is derived from the steps.
     pub fn new(steps: Vec<Step>) -> Self {
         let reach = (0..steps.len())
             .map(|from| {
@@ -80,7 +82,14 @@ impl Body {
                 seen
             })
             .collect();
-        Self { steps, reach }
+        let joins = (0..steps.len())
+            .filter(|&step| steps[step].join.is_some())
+            .collect();
+        Self {
+            steps,
+            reach,
+            joins,
+        }
     }
 
     /// The step with this id.

@@ -1,0 +1,429 @@
+//! Draws an execution as its events arrive: lines that stay, and on a terminal a few below them that show what runs
+//! now. Drawing is pure: events and times go in, lines come out.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use super::{
+    Failure,
+    client::{Client, EventStream, Tail},
+    output::{Output, Paint, duration_ms, member, one_line, shorten},
+    sse::Event,
+};
+
+/// How often what runs now is drawn again.
+const REDRAW: Duration = Duration::from_millis(120);
+/// How many running steps are shown one by one.
+const LIVE_LINES_MAX: usize = 8;
+/// From how many runs of one step on, as in a `map`, they are shown as one line.
+const GROUPED_FROM: usize = 3;
+/// Width that names of steps are padded to.
+const STEP_WIDTH: usize = 18;
+/// Width that times are padded to.
+const TIME_WIDTH: usize = 8;
+/// The longest message that is shown of an error, in characters.
+const ERROR_CHARS_SHOWN: usize = 200;
+
+/// Follows an execution to its end, draws or prints what happens, and gives its final status.
+pub async fn follow(client: &Client, id: &str, stream: Option<EventStream>, output: &Output) -> Result<String, Failure> {
+    let mut tail = Tail::new(client, &["v1", "executions", id, "events"], "", stream);
+    let mut drawing = Drawing::new(output.paint, output.terminal);
+    let mut screen = Screen { output: *output, drawn: 0 };
+    let mut redraw = tokio::time::interval(REDRAW);
+    loop {
+        let event = tokio::select! {
+            event = tail.next() => Some(event?),
+            _ = redraw.tick(), if output.terminal => None,
+        };
+        if output.is_json() {
+            if let Some(event) = &event {
+                output.json_line(&json!({"id": event.id, "event": event.name, "data": event.data}));
+                drawing.apply(event, Utc::now());
+            }
+        } else {
+            let lines = event.map(|event| drawing.apply(&event, Utc::now())).unwrap_or_default();
+            screen.show(&lines, &drawing.live(Utc::now()));
+        }
+        if let Some(status) = drawing.ended() {
+            return Ok(status.to_owned());
+        }
+    }
+}
+
+/// The end of standard output: lines that stay, with drawn ones below that are replaced each time.
+struct Screen {
+    output: Output,
+    drawn: usize,
+}
+
+impl Screen {
+    fn show(&mut self, lines: &[String], live: &[String]) {
+        let mut text = String::new();
+        if self.drawn > 0 {
+            // Back to the first drawn line, and clear from there.
+            text.push_str(&format!("\x1b[{}A\r\x1b[J", self.drawn));
+        }
+        for line in lines {
+            text.push_str(line);
+            text.push('\n');
+        }
+        self.drawn = 0;
+        if self.output.terminal {
+            let width = super::output::terminal_width();
+            for line in live {
+                // A line that wraps would be two when it is drawn over.
+                text.push_str(&self.output.paint.dim(&shorten(line, width.saturating_sub(1))));
+                text.push('\n');
+            }
+            self.drawn = live.len();
+        }
+        if !text.is_empty() {
+            self.output.text(&text);
+        }
+    }
+}
+
+/// What is known of an execution so far.
+pub struct Drawing {
+    paint: Paint,
+    terminal: bool,
+    started_at: Option<DateTime<Utc>>,
+    running: Vec<Running>,
+    waits: Option<String>,
+    ended: Option<String>,
+}
+
+/// A node run in progress.
+struct Running {
+    step: String,
+    item: Option<i64>,
+    kind: String,
+    attempt: i64,
+    since: DateTime<Utc>,
+}
+
+impl Drawing {
+    /// Nothing known yet. On a terminal steps that begin are shown below instead of by lines of their own.
+    pub fn new(paint: Paint, terminal: bool) -> Self {
+        Self {
+            paint,
+            terminal,
+            started_at: None,
+            running: Vec::new(),
+            waits: None,
+            ended: None,
+        }
+    }
+
+    /// The final status, once there is one.
+    pub fn ended(&self) -> Option<&str> {
+        self.ended.as_deref()
+    }
+
+    /// Takes the next event, which arrived at `now`; gives the lines that stay.
+    pub fn apply(&mut self, event: &Event, now: DateTime<Utc>) -> Vec<String> {
+        let data = &event.data;
+        match event.name.as_str() {
+            "execution.started" => self.started(data, now),
+            "node.started" => self.node_started(data, now),
+            "node.finished" => self.node_finished(data, now),
+            "execution.waiting" => self.waiting(data, now),
+            "execution.finished" => self.finished(data, now),
+            // Servers of later versions may say more.
+            _ => Vec::new(),
+        }
+    }
+
+    fn started(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
+        self.started_at = Some(time(data, "started_at").unwrap_or(now));
+        let version = data.get("version").map(|version| format!(" version {version}")).unwrap_or_default();
+        let name = member(data, "workflow");
+        vec![format!("{}{}", self.paint.bold(&one_line(&name)), self.paint.dim(&version))]
+    }
+
+    fn node_started(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
+        self.waits = None;
+        let run = Running {
+            step: one_line(&member(data, "step")),
+            item: data.get("item_index").and_then(Value::as_i64),
+            kind: one_line(&member(data, "type")),
+            attempt: attempt(data),
+            since: time(data, "started_at").unwrap_or(now),
+        };
+        let mut note = run.kind.clone();
+        let again = run.attempt > 1;
+        if again {
+            note = format!("{note}  attempt {}", run.attempt);
+        }
+        let beside = self.beside();
+        let line = self.line(
+            run.since,
+            &if again { self.paint.yellow("↻") } else { self.paint.cyan("▸") },
+            &run.step,
+            run.item,
+            &format!("{}{}", self.paint.dim(&note), self.paint.dim(&beside)),
+        );
+        self.forget(&run.step, run.item);
+        self.running.push(run);
+        if self.terminal { Vec::new() } else { vec![line] }
+    }
+
+    /// Which other steps are in progress, each once.
+    fn beside(&self) -> String {
+        let mut names: Vec<&str> = self.running.iter().map(|run| run.step.as_str()).collect();
+        names.dedup();
+        match names.len() {
+            0 => String::new(),
+            1..=3 => format!("  beside {}", names.join(", ")),
+            more => format!("  beside {more} others"),
+        }
+    }
+
+    fn node_finished(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
+        self.waits = None;
+        let step = one_line(&member(data, "step"));
+        let item = data.get("item_index").and_then(Value::as_i64);
+        self.forget(&step, item);
+        let at = time(data, "finished_at").unwrap_or(now);
+        let status = member(data, "status");
+        let took = data.get("duration_ms").and_then(Value::as_f64).map(duration_ms).unwrap_or_default();
+        let port = member(data, "port");
+        let port = if port.is_empty() || port == "main" { String::new() } else { format!("  → {}", one_line(&port)) };
+        let tries = if attempt(data) > 1 || status == "failed" { format!("  attempt {}", attempt(data)) } else { String::new() };
+        let (mark, note) = match status.as_str() {
+            "succeeded" => (self.paint.green("✓"), format!("{}{port}{tries}", self.paint.dim(&took))),
+            "failed" => {
+                let error = error_words(data.get("error"));
+                (self.paint.red("✗"), format!("{}{tries}  {}{port}", self.paint.dim(&took), self.paint.red(&error)))
+            }
+            other => (self.paint.yellow("–"), self.paint.yellow(&one_line(other))),
+        };
+        vec![self.line(at, &mark, &step, item, &note)]
+    }
+
+    fn waiting(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
+        let until = time(data, "wake_at").or_else(|| time(data, "until"));
+        let words = match until {
+            Some(time) => format!("until {}", time.format("%Y-%m-%d %H:%M:%S UTC")),
+            None => one_line(&member(data, "kind")),
+        };
+        let step = one_line(&member(data, "step"));
+        self.waits = Some(format!("waiting {words}"));
+        let note = self.paint.yellow(&format!("waiting {words}"));
+        vec![self.line(now, &self.paint.yellow("⏸"), &step, None, &note)]
+    }
+
+    fn finished(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
+        let status = member(data, "status");
+        let at = time(data, "finished_at").unwrap_or(now);
+        let took = data.get("duration_ms").and_then(Value::as_f64).or_else(|| self.since_start(at));
+        let took = took.map(|ms| format!(" in {}", duration_ms(ms))).unwrap_or_default();
+        let mark = if status == "succeeded" { self.paint.green("●") } else { self.paint.red("●") };
+        let mut lines = vec![format!("{mark} {}{took}", self.paint.status(&one_line(&status)))];
+        if data.get("error").is_some_and(|error| !error.is_null()) {
+            let step = data.get("error").map(|error| member(error, "step")).unwrap_or_default();
+            let place = if step.is_empty() { String::new() } else { format!("in step {}: ", one_line(&step)) };
+            lines.push(format!("  {place}{}", self.paint.red(&error_words(data.get("error")))));
+        }
+        self.running.clear();
+        self.waits = None;
+        self.ended = Some(status);
+        lines
+    }
+
+    fn forget(&mut self, step: &str, item: Option<i64>) {
+        if let Some(place) = self.running.iter().position(|run| run.step == step && run.item == item) {
+            self.running.remove(place);
+        }
+    }
+
+    fn since_start(&self, at: DateTime<Utc>) -> Option<f64> {
+        let elapsed = at - self.started_at?;
+        Some(elapsed.num_microseconds()? as f64 / 1_000.0)
+    }
+
+    fn line(&self, at: DateTime<Utc>, mark: &str, step: &str, item: Option<i64>, note: &str) -> String {
+        let offset = self.since_start(at).map(|ms| format!("+{}", duration_ms(ms))).unwrap_or_default();
+        let name = label(step, item);
+        // Padded before it is coloured: colours have length, but no width.
+        let name = format!("{name:<STEP_WIDTH$}");
+        format!("{} {mark} {name} {note}", self.paint.dim(&format!("{offset:>TIME_WIDTH$}"))).trim_end().to_owned()
+    }
+
+    /// What is in progress at `now`, one line each, for below the lines that stay.
+    pub fn live(&self, now: DateTime<Utc>) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        let mut done: Vec<&str> = Vec::new();
+        for run in &self.running {
+            let same: Vec<&Running> = self.running.iter().filter(|other| other.step == run.step).collect();
+            if same.len() >= GROUPED_FROM {
+                if !done.contains(&run.step.as_str()) {
+                    done.push(&run.step);
+                    lines.push(format!("{:TIME_WIDTH$} ◌ {:<STEP_WIDTH$} {} at once", "", run.step, same.len()));
+                }
+                continue;
+            }
+            let took = duration_ms((now - run.since).num_milliseconds() as f64);
+            let tries = if run.attempt > 1 { format!("  attempt {}", run.attempt) } else { String::new() };
+            let name = label(&run.step, run.item);
+            lines.push(format!("{:TIME_WIDTH$} ◌ {name:<STEP_WIDTH$} {took}  {}{tries}", "", run.kind));
+        }
+        if lines.len() > LIVE_LINES_MAX {
+            let more = lines.len() - LIVE_LINES_MAX + 1;
+            lines.truncate(LIVE_LINES_MAX - 1);
+            lines.push(format!("{:TIME_WIDTH$} … and {more} more", ""));
+        }
+        if lines.is_empty() {
+            lines.extend(self.waits.iter().map(|words| format!("{:TIME_WIDTH$} ⏸ {words}", "")));
+        }
+        lines
+    }
+}
+
+/// A step's name, with the place of the element within a `map`.
+fn label(step: &str, item: Option<i64>) -> String {
+    item.map_or_else(|| step.to_owned(), |item| format!("{step}[{item}]"))
+}
+
+fn attempt(data: &Value) -> i64 {
+    data.get("attempt").and_then(Value::as_i64).unwrap_or(1)
+}
+
+fn time(data: &Value, name: &str) -> Option<DateTime<Utc>> {
+    let text = data.get(name)?.as_str()?;
+    DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
+}
+
+/// `code: message` of an error.
+pub fn error_words(error: Option<&Value>) -> String {
+    let Some(error) = error.filter(|error| !error.is_null()) else { return "no reason given".to_owned() };
+    let words = match (member(error, "code"), member(error, "message")) {
+        (code, message) if code.is_empty() && message.is_empty() => error.to_string(),
+        (code, message) if code.is_empty() || message.is_empty() => format!("{code}{message}"),
+        (code, message) => format!("{code}: {message}"),
+    };
+    shorten(&one_line(&words), ERROR_CHARS_SHOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(1_767_225_600_000 + ms).unwrap_or_default()
+    }
+
+    fn stamp(ms: i64) -> String {
+        at(ms).to_rfc3339()
+    }
+
+    fn event(name: &str, data: Value) -> Event {
+        Event { id: String::new(), name: name.to_owned(), data }
+    }
+
+    fn started() -> Event {
+        event("execution.started", json!({"workflow": "lead-intake", "version": 2, "started_at": stamp(0)}))
+    }
+
+    fn node(name: &str, step: &str, ms: i64, more: Value) -> Event {
+        let mut data = json!({"step": step, "type": "http.request", "attempt": 1, "started_at": stamp(ms), "finished_at": stamp(ms)});
+        if let (Some(data), Value::Object(more)) = (data.as_object_mut(), more) {
+            data.extend(more);
+        }
+        event(name, data)
+    }
+
+    fn draw(terminal: bool, events: &[Event]) -> (Drawing, Vec<String>) {
+        let mut drawing = Drawing::new(Paint(false), terminal);
+        let lines = events.iter().flat_map(|event| drawing.apply(event, at(5_000))).collect();
+        (drawing, lines)
+    }
+
+    #[test]
+    fn a_plain_run_with_a_retry_and_parallel_branches_reads_line_by_line() {
+        let (drawing, lines) = draw(
+            false,
+            &[
+                started(),
+                node("node.finished", "trigger", 0, json!({"status": "succeeded", "duration_ms": 0, "type": "trigger"})),
+                node("node.started", "swift", 2, json!({})),
+                node("node.started", "steady", 2, json!({})),
+                node("node.finished", "swift", 40, json!({"status": "failed", "duration_ms": 38, "error": {"code": "http_status", "message": "503\nbusy"}})),
+                node("node.started", "swift", 550, json!({"attempt": 2})),
+                node("node.finished", "steady", 600, json!({"status": "succeeded", "duration_ms": 598, "port": "main"})),
+                node("node.finished", "swift", 1_240, json!({"status": "succeeded", "duration_ms": 690, "attempt": 2, "port": "true"})),
+                event("execution.finished", json!({"status": "succeeded", "finished_at": stamp(1_250)})),
+            ],
+        );
+        assert_eq!(
+            lines,
+            [
+                "lead-intake version 2",
+                "    +0ms ✓ trigger            0ms",
+                "    +2ms ▸ swift              http.request",
+                "    +2ms ▸ steady             http.request  beside swift",
+                "   +40ms ✗ swift              38ms  attempt 1  http_status: 503 busy",
+                "  +550ms ↻ swift              http.request  attempt 2  beside steady",
+                "  +600ms ✓ steady             598ms",
+                "  +1.24s ✓ swift              690ms  → true  attempt 2",
+                "● succeeded in 1.25s",
+            ]
+        );
+        assert_eq!(drawing.ended(), Some("succeeded"));
+        assert!(drawing.live(at(2_000)).is_empty());
+    }
+
+    #[test]
+    fn on_a_terminal_what_runs_is_shown_below_and_beginnings_leave_no_line() {
+        let (drawing, lines) = draw(
+            true,
+            &[started(), node("node.started", "swift", 100, json!({})), node("node.started", "steady", 200, json!({"attempt": 3}))],
+        );
+        assert_eq!(lines, ["lead-intake version 2"]);
+        assert_eq!(
+            drawing.live(at(1_300)),
+            [
+                "         ◌ swift              1.20s  http.request",
+                "         ◌ steady             1.10s  http.request  attempt 3",
+            ]
+        );
+    }
+
+    #[test]
+    fn many_elements_of_a_map_are_one_line_and_each_has_its_place() {
+        let mut events = vec![started()];
+        events.extend((0..5).map(|index| node("node.started", "stock", 1, json!({"item_index": index}))));
+        events.push(node("node.finished", "stock", 9, json!({"item_index": 3, "status": "succeeded", "duration_ms": 8})));
+        let (drawing, lines) = draw(true, &events);
+        assert_eq!(lines[1], "    +9ms ✓ stock[3]           8ms");
+        assert_eq!(drawing.live(at(10)), ["         ◌ stock              4 at once"]);
+    }
+
+    #[test]
+    fn a_wait_is_shown_until_something_goes_on() {
+        let (mut drawing, lines) = draw(
+            true,
+            &[started(), event("execution.waiting", json!({"step": "pause", "wake_at": stamp(60_000)}))],
+        );
+        assert!(lines[1].ends_with("⏸ pause              waiting until 2026-01-01 00:01:00 UTC"), "{lines:?}");
+        assert_eq!(drawing.live(at(0)).len(), 1);
+        drawing.apply(&node("node.started", "next", 60_001, json!({})), at(60_001));
+        assert!(drawing.live(at(60_002))[0].contains("next"));
+    }
+
+    #[test]
+    fn a_failed_run_names_the_step_and_the_reason() {
+        let error = json!({"code": "http_status", "message": "404", "step": "enrich"});
+        let (drawing, lines) = draw(false, &[started(), event("execution.finished", json!({"status": "failed", "finished_at": stamp(10), "error": error}))]);
+        assert_eq!(&lines[1..], ["● failed in 10ms", "  in step enrich: http_status: 404"]);
+        assert_eq!(drawing.ended(), Some("failed"));
+    }
+
+    #[test]
+    fn a_resumed_stream_that_begins_in_the_middle_is_drawn_all_the_same() {
+        let (_, lines) = draw(false, &[node("node.finished", "x", 5, json!({"status": "skipped"})), event("something.new", json!({}))]);
+        assert_eq!(lines, ["         – x                  skipped"]);
+    }
+}
