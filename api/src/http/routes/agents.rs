@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use callboard_agents::model;
 use callboard_runtime::document::Document;
 use poem_openapi::{
     OpenApi,
@@ -10,7 +11,7 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types},
+    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, list_types},
 };
 use crate::http::{
     State,
@@ -22,14 +23,8 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!(
-    "Agent",
-    AgentCreate,
-    AgentUpdate,
-    AgentDetails,
-    AgentListItem,
-    AgentList
-);
+document_types!("Agent", AgentCreate, AgentUpdate, AgentDetails);
+list_types!(AgentListItem, AgentList);
 
 const KIND: Kind = Kind {
     name: "Agent",
@@ -38,7 +33,8 @@ const KIND: Kind = Kind {
     check_enabled: |_, _| Ok(()),
 };
 
-fn check(_: &State, document: &Document) -> ApiResult<()> {
+fn check(state: &State, document: &Document) -> ApiResult<()> {
+    model::agent::compile(document, &state.app.nodes)?;
     Ok(())
 }
 

@@ -36,9 +36,9 @@ pub struct Kind {
     pub check_enabled: fn(&State, &StoredDocument) -> ApiResult<()>,
 }
 
-/// The three schemas of a kind's documents as clients see them, which differ in name only.
+/// The schemas of a kind's documents as clients see them, which differ in name only.
 macro_rules! document_types {
-    ($kind:literal, $create:ident, $update:ident, $details:ident, $item:ident, $list:ident) => {
+    ($kind:literal, $create:ident, $update:ident, $details:ident) => {
         #[doc = concat!($kind, " document, as JSON or YAML.")]
         #[derive(poem_openapi::Object)]
         #[allow(dead_code, reason = "read by the schema only")]
@@ -99,7 +99,13 @@ macro_rules! document_types {
                 }
             }
         }
+    };
+}
+pub(super) use document_types;
 
+/// A page of a kind's documents, in short.
+macro_rules! list_types {
+    ($item:ident, $list:ident) => {
         /// One of them, in short.
         #[derive(poem_openapi::Object, serde::Serialize)]
         pub struct $item {
@@ -130,7 +136,9 @@ macro_rules! document_types {
 
         impl From<$crate::http::routes::documents::DocumentPage> for $list {
             fn from(page: $crate::http::routes::documents::DocumentPage) -> Self {
-                let item = |document: std::sync::Arc<callboard_runtime::documents::StoredDocument>| {
+                let item = |document: std::sync::Arc<
+                    callboard_runtime::documents::StoredDocument,
+                >| {
                     let (description, tags) = $crate::http::routes::documents::described(&document);
                     $item {
                         name: document.name.clone(),
@@ -142,12 +150,15 @@ macro_rules! document_types {
                         updated_at: document.updated_at,
                     }
                 };
-                Self { data: page.0.into_iter().map(item).collect(), next_cursor: page.1 }
+                Self {
+                    data: page.0.into_iter().map(item).collect(),
+                    next_cursor: page.1,
+                }
             }
         }
     };
 }
-pub(super) use document_types;
+pub(super) use list_types;
 
 /// `metadata.description` and `metadata.tags`.
 pub fn described(document: &StoredDocument) -> (Option<String>, Vec<String>) {

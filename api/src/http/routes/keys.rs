@@ -268,7 +268,10 @@ impl Operations {
         let mut faults = Faults::default();
         let id = faults.path("id", id.0);
         let id = faults.check(id)?;
-        let revoked = api_keys::revoke(&self.0.app.core.db, id).await;
+        let revoked = match self.find(id).await? {
+            Some(_) => api_keys::revoke(&self.0.app.core.db, id).await,
+            None => Ok(false),
+        };
         self.0.keys.forget();
         if revoked? {
             Ok(NoContent)
@@ -279,6 +282,15 @@ impl Operations {
 }
 
 impl Operations {
+    /// The key of this id, unless it is revoked: the first of a page that begins with it.
+    async fn find(&self, id: KeyId) -> ApiResult<Option<ApiKey>> {
+        let before = KeyId(Uuid::from_u128(id.0.as_u128().saturating_add(1)));
+        let page = api_keys::list(&self.0.app.core.db, Some(before), 1).await?;
+        Ok(page
+            .into_iter()
+            .find(|key| key.id == id && key.revoked_at.is_none()))
+    }
+
     /// One key more than `limit`, if there are as many; the store lists revoked ones too.
     async fn unrevoked(&self, mut before: Option<KeyId>, limit: usize) -> ApiResult<Vec<ApiKey>> {
         let mut keys = Vec::new();

@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 
+use callboard_agents::model;
 use callboard_runtime::{document::Document, documents::StoredDocument};
+use chrono::{DateTime, Utc};
 use poem_openapi::{
-    OpenApi,
+    Object, OpenApi,
     param::{Path, Query},
 };
+
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Tag,
     documents::{
-        DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, hide_secrets,
-        keep_secrets,
+        DocumentBody, DocumentPage, DocumentPatch, Kind, Shown, Stored, document_types,
+        hide_secrets, keep_secrets,
     },
 };
 use crate::http::{
@@ -25,14 +30,64 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!(
-    "Provider",
-    ProviderCreate,
-    ProviderUpdate,
-    ProviderDetails,
-    ProviderListItem,
-    ProviderList
-);
+document_types!("Provider", ProviderCreate, ProviderUpdate, ProviderDetails);
+
+/// One of them, without its secrets.
+#[derive(Object, Serialize)]
+pub struct ProviderListItem {
+    /// `metadata.name`
+    name: String,
+    /// What it is.
+    spec: Value,
+    /// The current version.
+    version: i32,
+    /// Whether it may be used.
+    enabled: bool,
+    /// When the name first appeared.
+    created_at: DateTime<Utc>,
+    /// When the current version was made.
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Arc<StoredDocument>> for ProviderListItem {
+    fn from(document: Arc<StoredDocument>) -> Self {
+        let ProviderDetails {
+            name,
+            spec,
+            version,
+            enabled,
+            created_at,
+            updated_at,
+            ..
+        } = shown(Shown::from(document));
+        Self {
+            name,
+            spec,
+            version,
+            enabled,
+            created_at,
+            updated_at,
+        }
+    }
+}
+
+/// A page of them, by name.
+#[derive(Object, Serialize)]
+pub struct ProviderList {
+    /// The page.
+    data: Vec<ProviderListItem>,
+    /// For `cursor`, when there is more.
+    next_cursor: Option<String>,
+}
+
+impl From<DocumentPage> for ProviderList {
+    fn from(DocumentPage(page, next_cursor): DocumentPage) -> Self {
+        Self {
+            data: page.into_iter().map(Into::into).collect(),
+            next_cursor,
+        }
+    }
+}
 
 const KIND: Kind = Kind {
     name: "Provider",
@@ -42,6 +97,7 @@ const KIND: Kind = Kind {
 };
 
 fn check(_: &State, document: &Document) -> ApiResult<()> {
+    model::provider::compile(document)?;
     Ok(())
 }
 

@@ -13,7 +13,9 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, VersionList, document_types},
+    documents::{
+        DocumentBody, DocumentPatch, Kind, Shown, Stored, VersionList, document_types, list_types,
+    },
 };
 use crate::http::{
     State,
@@ -26,14 +28,8 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!(
-    "Workflow",
-    WorkflowCreate,
-    WorkflowUpdate,
-    WorkflowDetails,
-    WorkflowListItem,
-    WorkflowList
-);
+document_types!("Workflow", WorkflowCreate, WorkflowUpdate, WorkflowDetails);
+list_types!(WorkflowListItem, WorkflowList);
 
 const KIND: Kind = Kind {
     name: "Workflow",
