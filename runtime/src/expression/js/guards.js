@@ -33,8 +33,6 @@
     for (const name of ['prepareStackTrace', 'stackTraceLimit', 'captureStackTrace']) {
         delete Error[name];
     }
-    // With it any object passes for a list of any length in `concat`.
-    delete Symbol.isConcatSpreadable;
     delete Object.getPrototypeOf(Object.getPrototypeOf([][Symbol.iterator]())).drop;
 
     // Code is what was compiled and nothing else.
@@ -82,8 +80,10 @@
     }
     const { concat, join, sort, toSorted } = list;
     method(list, 'concat', { concat(...given) {
-        for (const other of given) if (isArray(other)) bounded(other);
-        return apply(concat, isArray(this) ? bounded(this) : this, given);
+        // What is no array is an element, whatever it says: by `Symbol.isConcatSpreadable` it could be a list of any
+        // length.
+        const spread = (part) => (isArray(part) ? bounded(part) : [part]);
+        return apply(concat, spread(this), given.map(spread));
     } }.concat);
     method(list, 'toString', { toString() {
         if (!isArray(this)) return apply(Object.prototype.toString, this, []);

@@ -1,6 +1,7 @@
 // What an evaluation sees, then the lock: everything reachable is frozen, so no evaluation can change the next one.
-(function (host, DateTime, { empty, average }) {
+(function (host, DateTime, extensions) {
     'use strict';
+    const { empty, average } = extensions;
     const { ownKeys } = host.reflect;
     delete host.reflect;
     const define = Object.defineProperty;

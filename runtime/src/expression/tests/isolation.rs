@@ -88,7 +88,7 @@ fn data_changed_in_one_expression_is_whole_in_the_next() {
         &json!([
             "{{ $json.list.reverse() && $json.list }}",
             "{{ $json.list.push(9) }}",
-            "{{ (() => { for (const i of $input.all()) i.json = 0; return $input.all()[0].json })() }}",
+            "{{ (() => { const all = $input.all(); all[0].json = 0; return all === $input.all() && $input.all().map(i => i.json)[0] })() }}",
             "{{ $json.list.map(x => x) }}",
             "{{ $input.all()[0].json.name.trim() }}"
         ]),
