@@ -33,7 +33,9 @@
     for (const name of ['prepareStackTrace', 'stackTraceLimit', 'captureStackTrace']) {
         delete Error[name];
     }
-    delete Object.getPrototypeOf(Object.getPrototypeOf([][Symbol.iterator]())).drop;
+    const iterator = Object.getPrototypeOf(Object.getPrototypeOf([][Symbol.iterator]()));
+    delete iterator.drop;
+    Object.defineProperty(iterator, 'constructor', { value: undefined });
 
     // Code is what was compiled and nothing else.
     const noCode = function () {

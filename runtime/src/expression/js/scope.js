@@ -180,6 +180,14 @@
             for (const name of ownKeys(object)) {
                 const { value, get, set } = Object.getOwnPropertyDescriptor(object, name);
                 left.push(value, get, set);
+                if (get) {
+                    // Some getters give the same object every time.
+                    try {
+                        left.push(object[name]);
+                    } catch {
+                        // The others want an instance.
+                    }
+                }
             }
             Object.freeze(object);
         }

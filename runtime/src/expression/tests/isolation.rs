@@ -223,3 +223,48 @@ fn an_engine_that_hit_a_limit_is_replaced() {
         json!(["Ada", "Bob"])
     );
 }
+
+#[test]
+fn everything_that_outlives_an_evaluation_is_frozen() {
+    let script = Script::new(
+        r"
+        const samples = [
+            globalThis, [], {}, '', 1, true, 1n, Symbol(), /x/, new Date(), new Error(), new Map(), new Set(), new WeakMap(), $now, $,
+            $input, $input.all, $node, $items, console, DateTime, () => 1, function () {}, function* () {}, async () => 1, async function* () {},
+            Object.getPrototypeOf((function* () {})()), Object.getPrototypeOf((async function* () {})()), [].values(), ''[Symbol.iterator](), new Map().entries(), new Set().values(),
+            'a'.matchAll(/a/g), [1].values().map(x => x), Promise.resolve(), (function () { return arguments })(), $('First Step'),
+        ];
+        const loose = [];
+        const seen = new Set(samples);
+        const visit = (value, path) => {
+            if (value === null || (typeof value !== 'object' && typeof value !== 'function') || seen.has(value)) return;
+            seen.add(value);
+            if (!Object.isFrozen(value)) loose.push(path);
+            left.push([value, path]);
+        };
+        const left = [];
+        // The samples themselves are made anew each time; what they inherit and hold in common is not.
+        samples.forEach((sample, at) => {
+            let proto = Object(sample) === sample ? Object.getPrototypeOf(sample) : Object.getPrototypeOf(Object(sample));
+            visit(proto, `prototype of ${at}`);
+        });
+        left.push([globalThis, 'globalThis']);
+        for (const [object, path] of left) {
+            visit(Object.getPrototypeOf(object), `${path}.[proto]`);
+            for (const name of [...Object.getOwnPropertyNames(object), ...Object.getOwnPropertySymbols(object)]) {
+                const found = Object.getOwnPropertyDescriptor(object, name);
+                const at = `${path}.${String(name)}`;
+                visit(found.get, `${at} get`);
+                visit(found.set, `${at} set`);
+                try { visit(object[name], at) } catch {}
+            }
+            if (!Object.isFrozen(object)) loose.push(path);
+        }
+        return {loose: loose.slice(0, 50), seen: seen.size > 500};
+        ",
+    );
+    assert_eq!(
+        script.run(&scope(), None).unwrap(),
+        json!({"loose": [], "seen": true})
+    );
+}
