@@ -1,6 +1,12 @@
 //! The handle through which sessions are opened, spoken to and watched.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use callboard_runtime::{
     core::Core,
@@ -8,16 +14,51 @@ use callboard_runtime::{
     id::{ExecutionId, SessionId},
     node::NodeRegistry,
     provider::Usage,
-    store::StoreError,
+    store::{
+        StoreError,
+        rows::{NewSession, SessionStatus, Write},
+        session_events,
+        sessions::{self, SessionFilter, StoredSession},
+    },
 };
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
+use ractor::{Actor, ActorRef};
 use serde::Serialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use crate::{
+    actors::{
+        Limits, Lives, Shared,
+        manager::{self, Manager},
+        session::{Reply, Request},
+    },
+    agents::Agents,
+    model::{
+        record::Record,
+        transcript::{LOOKBACK, Transcript},
+    },
+    provider::Providers,
+    tool::Workshop,
+};
+
+/// The longest message, in bytes.
+const CONTENT_BYTES_MAX: usize = 1024 * 1024;
+/// The longest idempotency key, in bytes.
+const KEY_BYTES_MAX: usize = 512;
+/// How many records are read at once.
+const PAGE: i64 = 500;
+/// How often a turn is looked at that nobody here tells of.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Opens sessions and runs their turns on this host. Cloning it is cheap; all clones are one.
 #[derive(Clone)]
-pub struct Sessions {}
+pub struct Sessions {
+    pub(crate) shared: Arc<Shared>,
+    manager: ActorRef<manager::Msg>,
+}
 
 /// How a session is opened.
 #[derive(Clone, Debug, Default)]
@@ -203,18 +244,87 @@ impl Sessions {
         executions: Executions,
         nodes: Arc<NodeRegistry>,
     ) -> Result<Self, StoreError> {
-        let _ = (core, executions, nodes);
-        unimplemented!()
+        Self::start_with(core, executions, nodes, Limits::default()).await
     }
 
-    /// Opens a session. Returns when it is durable.
+    /// As [`Sessions::start`], with other limits.
+    pub(crate) async fn start_with(
+        core: Core,
+        executions: Executions,
+        nodes: Arc<NodeRegistry>,
+        limits: Limits,
+    ) -> Result<Self, StoreError> {
+        let env: serde_json::Map<_, _> = core
+            .config
+            .env_allowed
+            .iter()
+            .filter_map(|name| Some((name.clone(), Value::String(std::env::var(name).ok()?))))
+            .collect();
+        let workshop = Workshop {
+            executions,
+            documents: core.documents.clone(),
+            env: Arc::new(Value::Object(env)),
+        };
+        let shared = Arc::new(Shared {
+            agents: Agents::new(core.documents.clone(), nodes, workshop),
+            providers: Providers::new(core.documents.clone(), core.outbound.clone()),
+            lives: Lives::default(),
+            owned: AtomicUsize::new(0),
+            limits,
+            core,
+        });
+        let actor = Manager {
+            shared: Arc::clone(&shared),
+        };
+        let (manager, _) = Actor::spawn(None, actor, ())
+            .await
+            .map_err(|error| StoreError::Conflict(format!("sessions did not start: {error}")))?;
+        let mut pulse = shared.core.pulse.clone();
+        let beat = manager.clone();
+        tokio::spawn(async move {
+            while beat.cast(manager::Msg::Pulse).is_ok() && pulse.changed().await.is_ok() {}
+        });
+        Ok(Self { shared, manager })
+    }
+
+    /// Opens a session. Returns when it is durable. `KeyReused` when the key belongs to a session of another agent.
     pub async fn open(
         &self,
         agent: &str,
         options: OpenSession,
     ) -> Result<SessionView, SessionError> {
-        let _ = (agent, options);
-        unimplemented!()
+        self.shared.agents.current(agent)?;
+        check_key(options.idempotency_key.as_deref())?;
+        let new = NewSession {
+            id: SessionId::new(),
+            agent: agent.to_owned(),
+            execution_id: options.execution_id,
+            idempotency_key: options.idempotency_key.clone(),
+            created_at: Utc::now(),
+        };
+        let (core, id) = (&self.shared.core, new.id);
+        let view = SessionView {
+            id,
+            agent: new.agent.clone(),
+            status: SessionStatus::Idle.as_str().to_owned(),
+            execution_id: new.execution_id,
+            usage: to_json(TurnUsage::default()),
+            created_at: new.created_at,
+            updated_at: new.created_at,
+        };
+        let write = Write::SessionOpened(Box::new(new));
+        core.journal.save(id.0, vec![write]).await?;
+        let Some(key) = options.idempotency_key else {
+            return Ok(view);
+        };
+        // The key may have been taken: whoever has it is the session.
+        let stored = sessions::find_by_key(&core.db, &key)
+            .await?
+            .ok_or(SessionError::Store(StoreError::NotFound))?;
+        if stored.agent != agent {
+            return Err(SessionError::KeyReused);
+        }
+        Ok(view_of(stored))
     }
 
     /// Hands over a message. Returns when it is durable; the turn runs whether or not anybody watches.
@@ -223,69 +333,213 @@ impl Sessions {
         id: SessionId,
         message: SendMessage,
     ) -> Result<Accepted, SessionError> {
-        let _ = (id, message);
-        unimplemented!()
+        if message.content.is_empty() {
+            return Err(SessionError::Invalid("a message is not empty".to_owned()));
+        }
+        if message.content.len() > CONTENT_BYTES_MAX {
+            return Err(SessionError::Invalid(
+                "a message is at most 1 MiB long".to_owned(),
+            ));
+        }
+        check_key(message.idempotency_key.as_deref())?;
+        self.ask(id, |reply| Request::Send { message, reply }).await
     }
 
-    /// Waits for the end of a turn. `None` when it has not ended within `timeout`.
+    /// Waits for the end of a turn. `None` when it has not ended within `timeout`. `Invalid` when no such turn was
+    /// accepted.
     pub async fn turn(
         &self,
         id: SessionId,
         turn: i64,
         timeout: Duration,
     ) -> Result<Option<TurnResult>, SessionError> {
-        let _ = (id, turn, timeout);
-        unimplemented!()
+        let look = async {
+            loop {
+                match self.ask(id, |reply| Request::Turn { turn, reply }).await {
+                    Ok(Some(result)) => return Ok(result),
+                    // Another host runs it, or its actor was replaced.
+                    Ok(None)
+                    | Err(
+                        SessionError::Busy(_) | SessionError::Store(StoreError::Unconfirmed(_)),
+                    ) => {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, look).await {
+            Ok(result) => result.map(Some),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The session's events after `after` (an SSE id as sent before), first the stored ones, then live ones
     /// without gap or duplicate. Ends only when dropped.
+    ///
+    /// Besides those that every client knows there are `message.queued`, `turn.resumed`, `message.retracted` (the deltas of
+    /// that message are void), `answer.rejected` and `turn.cancel_requested`.
     pub async fn events(
         &self,
         id: SessionId,
         after: Option<&str>,
     ) -> Result<BoxStream<'static, StreamEvent>, SessionError> {
-        let _ = (id, after);
-        unimplemented!()
+        crate::events::events(Arc::clone(&self.shared), id, after).await
     }
 
     /// Cancels the running turn. Returns when that is durable.
     pub async fn cancel(&self, id: SessionId, mode: CancelMode) -> Result<(), SessionError> {
-        let _ = (id, mode);
-        unimplemented!()
+        self.ask(id, |reply| Request::Cancel {
+            mode,
+            turn: None,
+            reply,
+        })
+        .await
+    }
+
+    /// Cancels this turn at once. `Idle` when it is not the one in progress.
+    pub(crate) async fn cancel_turn(&self, id: SessionId, turn: i64) -> Result<(), SessionError> {
+        self.ask(id, |reply| Request::Cancel {
+            mode: CancelMode::Now,
+            turn: Some(turn),
+            reply,
+        })
+        .await
     }
 
     /// One session.
     pub async fn get(&self, id: SessionId) -> Result<SessionView, SessionError> {
-        let _ = id;
-        unimplemented!()
+        let stored = sessions::get(&self.shared.core.db, id).await?;
+        stored.map(view_of).ok_or(SessionError::NotFound(id))
     }
 
-    /// Sessions, newest first, of one agent or all; those before `before`.
+    /// Sessions, newest first, of one agent or all; those before `before`. `limit` is 1..=1000.
     pub async fn list(
         &self,
         agent: Option<&str>,
         before: Option<SessionId>,
         limit: i64,
     ) -> Result<Vec<SessionView>, SessionError> {
-        let _ = (agent, before, limit);
-        unimplemented!()
+        let filter = SessionFilter {
+            agent: agent.map(str::to_owned),
+            cursor: before,
+            limit,
+        };
+        let stored = sessions::list(&self.shared.core.db, &filter).await?;
+        Ok(stored.into_iter().map(view_of).collect())
     }
 
-    /// The transcript, oldest first; rows after `after_seq`.
+    /// The transcript, oldest first; rows after `after_seq`, at most `limit`, which is 1..=1001. Results of calls stand in
+    /// the order of the calls, and only when all calls of their message have ended.
     pub async fn transcript(
         &self,
         id: SessionId,
         after_seq: i64,
         limit: i64,
     ) -> Result<Vec<TranscriptRow>, SessionError> {
-        let _ = (id, after_seq, limit);
-        unimplemented!()
+        let db = &self.shared.core.db;
+        if sessions::get(db, id).await?.is_none() {
+            return Err(SessionError::NotFound(id));
+        }
+        let limit = limit.clamp(1, 1001) as usize;
+        let mut transcript = Transcript::default();
+        let mut read = (after_seq - LOOKBACK).max(0);
+        loop {
+            let rows = session_events::list(db, id, read, PAGE).await?;
+            let more = rows.len() as i64 == PAGE;
+            for row in rows {
+                read = row.seq;
+                let record = Record::read(&row.kind, row.payload).map_err(StoreError::Corrupt)?;
+                transcript.push((row.seq, row.created_at, record));
+            }
+            if !more || transcript.count(after_seq) >= limit {
+                return Ok(transcript.rows(after_seq, limit));
+            }
+        }
     }
 
-    /// Removes a session and its journal; a running turn is cancelled first.
+    /// Removes a session and its journal; a running turn is cancelled first, and so are those that wait.
     pub async fn delete(&self, id: SessionId) -> Result<(), SessionError> {
-        let _ = id;
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.tell(manager::Msg::Delete(id, reply))?;
+        answer.await.map_err(|_| lost())?
+    }
+
+    /// How many sessions have a turn in progress here.
+    pub fn running(&self) -> usize {
+        self.shared.owned.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new messages, and gives turns in progress up to `timeout` to end. What runs longer is stopped where it
+    /// is; the next host resumes it.
+    pub async fn drain(&self, timeout: Duration) {
+        drop(self.tell(manager::Msg::Drain)); // an error: it has stopped already
+        let deadline = tokio::time::Instant::now() + timeout;
+        while self.running() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let (done, stopped) = oneshot::channel();
+        if self.tell(manager::Msg::StopAll(done)).is_ok() {
+            drop(stopped.await);
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        id: SessionId,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, SessionError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(manager::Msg::Deliver(id, Box::new(request(reply))))?;
+        answer.await.map_err(|_| lost())?
+    }
+
+    fn tell(&self, message: manager::Msg) -> Result<(), SessionError> {
+        self.manager
+            .cast(message)
+            .map_err(|_| SessionError::Store(StoreError::Closed))
     }
 }
+
+/// Whoever was asked is gone.
+fn lost() -> SessionError {
+    let text = "the session failed before it could answer".to_owned();
+    SessionError::Store(StoreError::Unconfirmed(text))
+}
+
+fn check_key(key: Option<&str>) -> Result<(), SessionError> {
+    match key {
+        Some(key) if key.is_empty() || key.len() > KEY_BYTES_MAX => Err(SessionError::Invalid(
+            format!("an idempotency key has 1 to {KEY_BYTES_MAX} bytes"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// SHA-256 of a message's content, hexadecimal: tells a repeated message from another one under the same key.
+pub(crate) fn content_hash(content: &str) -> String {
+    Sha256::digest(content.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn view_of(stored: StoredSession) -> SessionView {
+    let usage: TurnUsage = serde_json::from_value(stored.usage).unwrap_or_default();
+    SessionView {
+        id: stored.id,
+        agent: stored.agent,
+        status: stored.status.as_str().to_owned(),
+        execution_id: stored.execution_id,
+        usage: to_json(usage),
+        created_at: stored.created_at,
+        updated_at: stored.updated_at,
+    }
+}
+
+fn to_json(usage: TurnUsage) -> Value {
+    serde_json::to_value(usage).unwrap_or(Value::Null)
+}
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,9 @@ impl Host {
     pub async fn start(config: Config, mut loaded: Loaded) -> Result<Self, Failure> {
         // From here on a signal is a wish to stop, not the end of the process.
         let stop = stop_signal()?;
+        if config.database_url.is_some() {
+            core_config(&config, None)?;
+        }
         let listener = listen(config.listen)?;
         if !config.load.is_empty() {
             let read = documents::read_paths(&config.load)?;
@@ -433,6 +436,8 @@ fn core_config(
         // Nobody else has the socket of a private Postgres.
         exclusive: postgres.is_some(),
     };
+    core.check()
+        .map_err(|faults| Failure::Usage(faults.to_string()))?;
     Ok(core)
 }
 

@@ -180,7 +180,7 @@ impl Client {
         let cause = if error.is_timeout() && !error.is_connect() {
             "it does not answer in time".to_owned()
         } else {
-            chain(error)
+            root_cause(error)
         };
         Failure::Unreachable(format!(
             "no server at {}: {cause}\nstart one with `callboard serve`, or name it with --server",
@@ -302,6 +302,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+/// The innermost cause: of a failed connection, the layers above it only say that it failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
 }
 
 fn parse_base(text: &str) -> Result<Url, Failure> {

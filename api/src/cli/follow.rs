@@ -178,22 +178,25 @@ impl Drawing {
             attempt: attempt(data),
             since: time(data, "started_at").unwrap_or(now),
         };
-        let mut note = run.kind.clone();
         let again = run.attempt > 1;
-        if again {
-            note = format!("{note}  attempt {}", run.attempt);
-        }
-        let beside = self.beside();
+        let tries = if again {
+            format!("attempt {}", run.attempt)
+        } else {
+            String::new()
+        };
+        let notes = [run.kind.clone(), tries, self.beside()];
+        let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
+        let mark = if again {
+            self.paint.yellow("↻")
+        } else {
+            self.paint.cyan("▸")
+        };
         let line = self.line(
             run.since,
-            &if again {
-                self.paint.yellow("↻")
-            } else {
-                self.paint.cyan("▸")
-            },
+            &mark,
             &run.step,
             run.item,
-            &format!("{}{}", self.paint.dim(&note), self.paint.dim(&beside)),
+            &self.paint.dim(&notes.join("  ")),
         );
         self.running.push(run);
         if self.terminal {
@@ -209,8 +212,8 @@ impl Drawing {
         names.dedup();
         match names.len() {
             0 => String::new(),
-            1..=3 => format!("  beside {}", names.join(", ")),
-            more => format!("  beside {more} others"),
+            1..=3 => format!("beside {}", names.join(", ")),
+            more => format!("beside {more} others"),
         }
     }
 
@@ -258,15 +261,21 @@ impl Drawing {
     }
 
     fn waiting(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
-        let until = time(data, "wake_at").or_else(|| time(data, "until"));
-        let words = match until {
-            Some(time) => format!("until {}", time.format("%Y-%m-%d %H:%M:%S UTC")),
-            None => one_line(&member(data, "kind")),
-        };
-        let step = one_line(&member(data, "step"));
-        self.waits = Some(format!("waiting {words}"));
-        let note = self.paint.yellow(&format!("waiting {words}"));
-        vec![self.line(now, &self.paint.yellow("⏸"), &step, None, &note)]
+        let until = time(data, "wake_at")
+            .map(|time| format!(" until {}", time.format("%Y-%m-%d %H:%M:%S UTC")));
+        let words = format!("waiting{}", until.unwrap_or_default());
+        if self.waits.as_ref() == Some(&words) {
+            // A stream that was opened again, or a host that took over, says so once more.
+            return Vec::new();
+        }
+        let offset = self.offset(now);
+        let line = format!(
+            "{offset} {} {}",
+            self.paint.yellow("⏸"),
+            self.paint.yellow(&words)
+        );
+        self.waits = Some(words);
+        vec![line]
     }
 
     fn finished(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
@@ -326,6 +335,15 @@ impl Drawing {
         Some(elapsed.num_microseconds()? as f64 / 1_000.0)
     }
 
+    /// The time since the start, as wide as all of them.
+    fn offset(&self, at: DateTime<Utc>) -> String {
+        let offset = self
+            .since_start(at)
+            .map(|ms| format!("+{}", duration_ms(ms)));
+        self.paint
+            .dim(&format!("{:>TIME_WIDTH$}", offset.unwrap_or_default()))
+    }
+
     fn line(
         &self,
         at: DateTime<Utc>,
@@ -334,19 +352,11 @@ impl Drawing {
         item: Option<i64>,
         note: &str,
     ) -> String {
-        let offset = self
-            .since_start(at)
-            .map(|ms| format!("+{}", duration_ms(ms)))
-            .unwrap_or_default();
-        let name = label(step, item);
         // Padded before it is coloured: colours have length, but no width.
-        let name = format!("{name:<STEP_WIDTH$}");
-        format!(
-            "{} {mark} {name} {note}",
-            self.paint.dim(&format!("{offset:>TIME_WIDTH$}"))
-        )
-        .trim_end()
-        .to_owned()
+        let name = format!("{:<STEP_WIDTH$}", label(step, item));
+        format!("{} {mark} {name} {note}", self.offset(at))
+            .trim_end()
+            .to_owned()
     }
 
     /// What is in progress at `now`, one line each, for below the lines that stay.
@@ -570,24 +580,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_shown_until_something_goes_on() {
-        let (mut drawing, lines) = draw(
-            true,
-            &[
-                started(),
-                event(
-                    "execution.waiting",
-                    json!({"step": "pause", "wake_at": stamp(60_000)}),
-                ),
-            ],
-        );
-        assert!(
-            lines[1].ends_with("⏸ pause              waiting until 2026-01-01 00:01:00 UTC"),
-            "{lines:?}"
+    fn a_wait_is_shown_once_until_something_goes_on() {
+        let waiting = event("execution.waiting", json!({"wake_at": stamp(60_000)}));
+        let (mut drawing, lines) = draw(true, &[started(), waiting.clone(), waiting.clone()]);
+        assert_eq!(
+            lines[1..],
+            ["  +5.00s ⏸ waiting until 2026-01-01 00:01:00 UTC"]
         );
         assert_eq!(drawing.live(at(0)).len(), 1);
         drawing.apply(&node("node.started", "next", 60_001, json!({})), at(60_001));
         assert!(drawing.live(at(60_002))[0].contains("next"));
+        assert_eq!(drawing.apply(&waiting, at(60_003)).len(), 1);
     }
 
     #[test]

@@ -460,3 +460,22 @@ impl CallPhase {
         matches!(self, Self::Finished { .. })
     }
 }
+
+impl Session {
+    /// Whether this request to a model is in flight, as far as the machine knows.
+    pub fn awaits_model(&self, request: u64) -> bool {
+        let turn = self.turn.as_ref();
+        turn.and_then(|turn| turn.request.as_ref())
+            .is_some_and(|waiting| waiting.number == request)
+    }
+
+    /// Whether this call is in flight, as far as the machine knows.
+    pub fn awaits_call(&self, id: &str) -> bool {
+        match self.turn.as_ref().map(|turn| &turn.phase) {
+            Some(Phase::Calls(calls)) => calls
+                .iter()
+                .any(|call| call.call.id == id && call.status == CallPhase::Started),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! `agent`: asks an agent and waits for its answer.
+//!
+//! A run opens a session and sends one message, both under its idempotency key: tried again after a crash, it joins the
+//! session and the turn that are there. With `session` it speaks in an existing session instead.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use callboard_runtime::{
+    id::SessionId,
+    item::Item,
+    node::{
+        AsyncNode, EffectClass, Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeRegistry,
+        NodeType, ParameterFault, Ports,
+    },
+    store::StoreError,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::sessions::{OpenSession, SendMessage, SessionError, Sessions, TurnResult, TurnStatus};
+
+/// How long one look at a turn lasts; it is looked at again until it ends.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The sessions that the `agent` node works with: it must be registered before they can be started.
+#[derive(Clone, Default)]
+pub struct LateSessions {
+    sessions: Arc<OnceLock<Sessions>>,
+}
+
+impl LateSessions {
+    /// Gives the node its sessions. Only the first call counts.
+    pub fn set(&self, sessions: Sessions) {
+        drop(self.sessions.set(sessions)); // an error: they were set before
+    }
+}
+
+/// Adds the `agent` node type. It fails until its sessions are set.
+///
+/// # Panics
+/// When the name is taken.
+pub fn register(registry: &mut NodeRegistry) -> LateSessions {
+    let late = LateSessions::default();
+    registry.asynchronous(AgentNode { late: late.clone() });
+    late
+}
+
+struct AgentNode {
+    late: LateSessions,
+}
+
+#[derive(Deserialize)]
+struct AgentParams {
+    agent: String,
+    input: Value,
+    #[serde(default)]
+    session: Option<String>,
+}
+
+impl Node for AgentNode {
+    fn node_type(&self) -> NodeType {
+        NodeType {
+            name: "agent",
+            version: 1,
+            summary: "Asks an agent and waits for its answer.",
+            effect: EffectClass::Effectful,
+            parameters: json!({
+                "type": "object",
+                "properties": {
+                    "agent": {"type": "string", "minLength": 1, "description": "Name of the agent."},
+                    "input": {"description": "What it is asked: text, or data, which it reads as JSON."},
+                    "session": {
+                        "type": ["string", "null"],
+                        "description": "Id of a session to speak in. A new one is opened otherwise."
+                    }
+                },
+                "required": ["agent", "input"]
+            }),
+            several_inputs: false,
+        }
+    }
+
+    fn ports(&self, _with: &Value) -> Ports {
+        Ports::Named(vec![callboard_runtime::node::MAIN.to_owned()])
+    }
+
+    fn check(&self, with: &Value) -> Vec<ParameterFault> {
+        let mut faults = Vec::new();
+        if with.get("input").is_some_and(|input| input == "") {
+            faults.push(ParameterFault {
+                path: vec!["input".to_owned()],
+                message: "An agent cannot be asked nothing".to_owned(),
+            });
+        }
+        faults
+    }
+}
+
+#[async_trait]
+impl AsyncNode for AgentNode {
+    async fn run(&self, input: NodeInput) -> Result<NodeOutcome, NodeError> {
+        let sessions = self
+            .late
+            .sessions
+            .get()
+            .ok_or_else(|| NodeError::transient("unavailable", "agents are not started yet"))?;
+        let count = input.items().len().max(1);
+        let mut items = Vec::with_capacity(count);
+        for index in 0..count {
+            items.push(ask(sessions, &input, index).await?.paired(index));
+        }
+        Ok(NodeOutput::main(items).into())
+    }
+}
+
+/// Asks for one item. Items after the first have keys of their own.
+async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Item, NodeError> {
+    let params: AgentParams = input.parameters(index)?;
+    let content = match params.input {
+        Value::String(text) => text,
+        Value::Null => String::new(),
+        data => data.to_string(),
+    };
+    let key = match index {
+        0 => input.identity.idempotency_key.to_string(),
+        _ => format!("{}/{index}", input.identity.idempotency_key),
+    };
+    let id = match params.session.filter(|id| !id.is_empty()) {
+        Some(id) => id.parse().map_err(|_| {
+            NodeError::permanent(
+                "invalid_parameters",
+                format!("`{id}` is not the id of a session"),
+            )
+        })?,
+        None => {
+            let options = OpenSession {
+                idempotency_key: Some(key.clone()),
+                execution_id: Some(input.identity.execution_id),
+            };
+            let opened = sessions
+                .open(&params.agent, options)
+                .await
+                .map_err(failed)?;
+            opened.id
+        }
+    };
+    let message = SendMessage {
+        content,
+        idempotency_key: Some(key),
+    };
+    let accepted = sessions.send(id, message).await.map_err(failed)?;
+    let mut guard = CancelOnDrop {
+        sessions,
+        input,
+        id,
+        turn: Some(accepted.turn),
+    };
+    let result = loop {
+        tokio::select! {
+            result = sessions.turn(id, accepted.turn, LOOK) => {
+                if let Some(result) = result.map_err(failed)? {
+                    break result;
+                }
+            }
+            () = input.cancel.cancelled() => return Err(NodeError::Cancelled),
+        }
+    };
+    guard.turn = None;
+    item(id, result)
+}
+
+/// Cancels the turn of a run that is not wanted any more. A run that is dropped without having been cancelled goes on
+/// elsewhere and will join the same turn.
+struct CancelOnDrop<'a> {
+    sessions: &'a Sessions,
+    input: &'a NodeInput,
+    id: SessionId,
+    turn: Option<i64>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        let Some(turn) = self.turn.filter(|_| self.input.cancel.is_cancelled()) else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (sessions, id) = (self.sessions.clone(), self.id);
+        runtime.spawn(async move {
+            match sessions.cancel_turn(id, turn).await {
+                Ok(()) | Err(SessionError::Idle | SessionError::NotFound(_)) => {}
+                Err(error) => tracing::warn!(%id, %error, "the turn of a cancelled run goes on"),
+            }
+        });
+    }
+}
+
+fn item(id: SessionId, result: TurnResult) -> Result<Item, NodeError> {
+    match result.status {
+        TurnStatus::Completed => {
+            let text = result
+                .message
+                .as_ref()
+                .map(|message| message["content"].clone());
+            let mut json = json!({"text": text.unwrap_or_default(), "session_id": id});
+            if let Some(data) = result.data {
+                json["data"] = data;
+            }
+            Ok(Item::new(json))
+        }
+        TurnStatus::Failed => {
+            let why = |name: &str| {
+                let error = result.error.as_ref();
+                error
+                    .and_then(|error| error[name].as_str())
+                    .unwrap_or("failed")
+                    .to_owned()
+            };
+            let message = format!("the agent failed: {} ({})", why("message"), why("code"));
+            Err(with_details("agent_failed", message, id, &result))
+        }
+        TurnStatus::Limited => {
+            let limit = result
+                .limit
+                .as_ref()
+                .and_then(|limit| limit["limit"].as_str());
+            let message = format!(
+                "the agent reached its budget of {}",
+                limit.unwrap_or("work")
+            );
+            Err(with_details("agent_limited", message, id, &result))
+        }
+        TurnStatus::Cancelled => {
+            let message = "the agent's turn was cancelled".to_owned();
+            Err(with_details("agent_cancelled", message, id, &result))
+        }
+    }
+}
+
+fn with_details(code: &str, message: String, id: SessionId, result: &TurnResult) -> NodeError {
+    NodeError::Permanent {
+        code: code.to_owned(),
+        message,
+        details: Some(Box::new(json!({
+            "session_id": id,
+            "usage": result.usage,
+            "error": result.error,
+            "limit": result.limit,
+        }))),
+    }
+}
+
+fn failed(error: SessionError) -> NodeError {
+    let message = error.to_string();
+    match error {
+        SessionError::UnknownAgent(_)
+        | SessionError::AgentDisabled(_)
+        | SessionError::NotFound(_)
+        | SessionError::Invalid(_)
+        | SessionError::KeyReused => NodeError::permanent("agent_unavailable", message),
+        SessionError::Running | SessionError::Idle => NodeError::transient("agent_busy", message),
+        SessionError::Busy(wait) => NodeError::Transient {
+            code: "agent_busy".to_owned(),
+            message,
+            retry_after: Some(wait),
+            details: None,
+        },
+        SessionError::Store(StoreError::Corrupt(_)) => {
+            NodeError::permanent("agent_failed", message)
+        }
+        SessionError::Store(_) => NodeError::transient("unavailable", message),
+    }
+}
