@@ -268,8 +268,9 @@ spec:
         succeeded(&server.finished(id).await);
         assert_eq!(server.runs_of(id, "joined").await.len(), 1);
     }
-    for join in ["all", "any", "2"] {
-        assert_eq!(stub.count(&format!("/joined-{join}")), 1);
+    // One visit, with an item from each input that it waited for.
+    for (join, items) in [("all", 3), ("any", 1), ("2", 2)] {
+        assert_eq!(stub.count(&format!("/joined-{join}")), items);
     }
 }
 

@@ -34,7 +34,9 @@ use crate::{
 };
 
 /// A wait that ends sooner than this is not worth giving the actor up for.
-const PASSIVATION_MIN: TimeDelta = TimeDelta::seconds(2);
+const PASSIVATION_MIN: TimeDelta = TimeDelta::milliseconds(250);
+/// How long an execution is kept although it only waits: somebody has just asked for it, or a child may end soon.
+const LINGER: TimeDelta = TimeDelta::seconds(2);
 /// How many inline steps one message may run before other messages get their turn.
 const INLINE_MAX: usize = 256;
 
@@ -232,7 +234,7 @@ impl State {
         let linger_until = if row.is_some() {
             Utc::now()
         } else {
-            Utc::now() + PASSIVATION_MIN
+            Utc::now() + LINGER
         };
         Self {
             execution,
@@ -403,7 +405,7 @@ impl ExecutionActor {
             }
             Effect::StartChild(_, ref child) => {
                 state.children_starting.insert(child.id);
-                state.linger_until = Utc::now() + PASSIVATION_MIN;
+                state.linger_until = Utc::now() + LINGER;
                 turn.held.push(effect);
             }
             Effect::Start { .. }

@@ -41,10 +41,12 @@ use crate::{
     },
 };
 
+/// The place of `execution.started`, which has no row: before the first one.
+pub(crate) const STARTED_SEQ: i64 = -1;
 /// How often the store is asked about an execution that is watched, in case word from its actor does not come.
 const POLL: Duration = Duration::from_secs(2);
 /// How long a caller waits for its start to become durable.
-const STORED_MAX: Duration = Duration::from_secs(30);
+const STORED_MAX: Duration = Duration::from_secs(10);
 /// How long a cancel looks for the execution's owner.
 const CANCEL_MAX: Duration = Duration::from_secs(10);
 
@@ -129,7 +131,7 @@ impl Watch {
         .await
     }
 
-    /// Returns when the start is durable, or cannot be. `Unconfirmed` when that is not known after 30 s: it may
+    /// Returns when the start is durable, or cannot be. `Unconfirmed` when that is not known after 10 s: it may
     /// yet become durable and run.
     pub async fn stored(&mut self) -> Result<(), StoreError> {
         let stored = self.progress.wait_for(|progress| progress.stored.is_some());
@@ -339,7 +341,7 @@ impl Host {
         if self.draining.load(Ordering::Relaxed) {
             return Err(StartError::Draining);
         }
-        if !self.core.journal.is_connected() {
+        if !self.core.journal.is_connected() || !self.core.may_start_effects() {
             return Err(StoreError::Unconfirmed("it does not answer just now".to_owned()).into());
         }
         if self.room() == 0 {

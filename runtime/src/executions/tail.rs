@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::BoxStream};
 use tokio::sync::{broadcast, mpsc};
 
-use super::{ActionError, view};
+use super::{ActionError, STARTED_SEQ, view};
 use crate::{
     core::Core,
     events::Event,
@@ -37,7 +37,7 @@ pub(super) async fn events(
     let mut tail = Tail {
         core: core.clone(),
         id,
-        last: after.unwrap_or(-1),
+        last: after.unwrap_or(STARTED_SEQ),
         sender,
     };
     tokio::spawn(async move {
@@ -49,7 +49,11 @@ pub(super) async fn events(
                 stored.summary.status.as_str(),
                 stored.summary.started_at,
             );
-            if tail.send(None, "execution.started", data).await.is_none() {
+            if tail
+                .send(Some(STARTED_SEQ), "execution.started", data)
+                .await
+                .is_none()
+            {
                 return;
             }
         }
@@ -97,7 +101,6 @@ impl Tail {
             // A row between was published before this tail listened.
             Some(seq) if seq > self.last + 1 => return self.catch_up(false).await,
             Some(seq) => self.last = seq,
-            None if event.name == "execution.started" => return Some(()),
             None => {}
         }
         self.sender.send(event).await.ok()?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ExecutionActor, State};
 use crate::{
     events::Event,
-    executions::view,
+    executions::{STARTED_SEQ, view},
     model::execution::{End, RunRecord},
     node::NodeRunIdentity,
 };
@@ -66,7 +66,11 @@ impl ExecutionActor {
     fn event(&self, state: &State, notice: Notice) -> Event {
         let execution = &state.execution;
         let (seq, name, data) = match notice {
-            Notice::Started => (None, "execution.started", self.summary(state, "running")),
+            Notice::Started => (
+                Some(STARTED_SEQ),
+                "execution.started",
+                self.summary(state, "running"),
+            ),
             Notice::Run(record) => (
                 Some(record.seq.into()),
                 "node.finished",
