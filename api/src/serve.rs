@@ -69,6 +69,7 @@ pub struct Host {
 struct Incarnation {
     core: Core,
     executions: Executions,
+    sessions: Sessions,
     shutdown: CancellationToken,
     served: JoinHandle<io::Result<()>>,
 }
@@ -279,7 +280,7 @@ impl Incarnation {
         let app = App {
             core: core.clone(),
             executions: executions.clone(),
-            sessions,
+            sessions: sessions.clone(),
             nodes,
         };
         let served = tokio::spawn(http::serve(
@@ -295,6 +296,7 @@ impl Incarnation {
         Ok(Self {
             core,
             executions,
+            sessions,
             shutdown,
             served,
         })
@@ -303,7 +305,11 @@ impl Incarnation {
     /// Takes nothing new, and gives what runs up to `timeout`. Requests that wait for an execution end with it.
     async fn drain(&mut self, timeout: Duration) -> Served {
         self.shutdown.cancel();
-        let (served, ()) = tokio::join!(&mut self.served, self.executions.drain(timeout));
+        let (served, (), ()) = tokio::join!(
+            &mut self.served,
+            self.executions.drain(timeout),
+            self.sessions.drain(timeout),
+        );
         served
     }
 }
