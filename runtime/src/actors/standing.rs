@@ -15,6 +15,8 @@ pub(crate) struct Standing {
     renewed: AtomicU64,
     fenced: AtomicBool,
     lost: Notify,
+    /// The last attempt to renew got an answer.
+    reached: AtomicBool,
 }
 
 impl Standing {
@@ -25,6 +27,7 @@ impl Standing {
             renewed: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
             lost: Notify::new(),
+            reached: AtomicBool::new(true),
         }
     }
 
@@ -32,6 +35,20 @@ impl Standing {
     pub(crate) fn renew(&self, asked: Instant) {
         let micros = asked.saturating_duration_since(self.origin).as_micros() as u64;
         self.renewed.fetch_max(micros + 1, Ordering::AcqRel);
+    }
+
+    /// The lease was given up.
+    pub(crate) fn release(&self) {
+        self.renewed.store(0, Ordering::Release);
+    }
+
+    /// Whether the last attempt to renew got an answer.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_reached(&self, reached: bool) {
+        self.reached.store(reached, Ordering::Relaxed);
     }
 
     /// The host may never write again.
@@ -47,9 +64,12 @@ impl Standing {
         self.fenced.load(Ordering::Acquire)
     }
 
-    /// Waits until [`Standing::lose`]. For one waiter.
+    /// Waits until [`Standing::lose`], if that was not before. For one waiter at a time.
     pub(crate) async fn lost(&self) {
-        self.lost.notified().await;
+        let lost = self.lost.notified();
+        if !self.is_fenced() {
+            lost.await;
+        }
     }
 
     /// Whether the lease is good now: not fenced, and renewed less than a lease ago.
