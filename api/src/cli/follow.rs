@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::{
@@ -15,6 +15,8 @@ use super::{
 
 /// How often what runs now is drawn again.
 const REDRAW: Duration = Duration::from_millis(120);
+/// How long a step is in progress before that is worth a line, where nothing can be drawn.
+const ANNOUNCED_AFTER: TimeDelta = TimeDelta::milliseconds(250);
 /// How many running steps are shown one by one.
 const LIVE_LINES_MAX: usize = 8;
 /// From how many runs of one step on, as in a `map`, they are shown as one line.
@@ -40,7 +42,7 @@ pub async fn follow(
         drawn: 0,
     };
     let mut redraw = tokio::time::interval(REDRAW);
-    let draws = output.terminal && !output.is_json();
+    let draws = !output.is_json();
     loop {
         let event = {
             // One wait for one event: a reconnection must not begin anew at each tick.
@@ -49,7 +51,7 @@ pub async fn follow(
             loop {
                 tokio::select! {
                     event = &mut next => break event?,
-                    _ = redraw.tick(), if draws => screen.show(&[], &drawing.live(Utc::now())),
+                    _ = redraw.tick(), if draws => screen.show(&drawing.overdue(Utc::now()), &drawing.live(Utc::now())),
                 }
             }
         };
@@ -121,10 +123,12 @@ struct Running {
     kind: String,
     attempt: i64,
     since: DateTime<Utc>,
+    arrived: DateTime<Utc>,
+    announced: bool,
 }
 
 impl Drawing {
-    /// Nothing known yet. On a terminal steps that begin are shown below instead of by lines of their own.
+    /// Nothing known yet. On a terminal what runs is shown below instead of by lines of its own.
     pub fn new(paint: Paint, terminal: bool) -> Self {
         Self {
             paint,
@@ -177,38 +181,58 @@ impl Drawing {
             kind: one_line(&member(data, "type")),
             attempt: attempt(data),
             since: time(data, "started_at").unwrap_or(now),
+            arrived: now,
+            announced: false,
         };
+        self.running.push(run);
+        Vec::new()
+    }
+
+    /// Lines for node runs that have been in progress for a while at `now`, where they are not shown below. What is
+    /// over at once has its one line when it ends.
+    pub fn overdue(&mut self, now: DateTime<Utc>) -> Vec<String> {
+        if self.terminal {
+            return Vec::new();
+        }
+        let mut lines = Vec::new();
+        for place in 0..self.running.len() {
+            let run = &self.running[place];
+            if !run.announced && now - run.arrived >= ANNOUNCED_AFTER {
+                lines.push(self.begun(run));
+                self.running[place].announced = true;
+            }
+        }
+        lines
+    }
+
+    fn begun(&self, run: &Running) -> String {
         let again = run.attempt > 1;
         let tries = if again {
             format!("attempt {}", run.attempt)
         } else {
             String::new()
         };
-        let notes = [run.kind.clone(), tries, self.beside()];
+        let notes = [run.kind.clone(), tries, self.beside(run)];
         let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
         let mark = if again {
             self.paint.yellow("↻")
         } else {
             self.paint.cyan("▸")
         };
-        let line = self.line(
+        self.line(
             run.since,
             &mark,
             &run.step,
             run.item,
             &self.paint.dim(&notes.join("  ")),
-        );
-        self.running.push(run);
-        if self.terminal {
-            Vec::new()
-        } else {
-            vec![line]
-        }
+        )
     }
 
     /// Which other steps are in progress, each once.
-    fn beside(&self) -> String {
-        let mut names: Vec<&str> = self.running.iter().map(|run| run.step.as_str()).collect();
+    fn beside(&self, run: &Running) -> String {
+        let others = self.running.iter().map(|other| other.step.as_str());
+        let mut names: Vec<&str> = others.filter(|step| *step != run.step).collect();
+        names.sort_unstable();
         names.dedup();
         match names.len() {
             0 => String::new(),
@@ -484,53 +508,84 @@ mod tests {
 
     #[test]
     fn a_plain_run_with_a_retry_and_parallel_branches_reads_line_by_line() {
-        let (drawing, lines) = draw(
-            false,
-            &[
-                started(),
+        let mut drawing = Drawing::new(Paint(false), false);
+        let mut lines = Vec::new();
+        let busy = json!({"code": "http_status", "message": "503\nbusy"});
+        for (ms, event) in [
+            (0, started()),
+            (
+                0,
                 node(
                     "node.finished",
                     "trigger",
                     0,
-                    json!({"status": "succeeded", "duration_ms": 0, "type": "trigger"}),
+                    json!({"status": "succeeded", "duration_ms": 0}),
                 ),
-                node("node.started", "swift", 2, json!({})),
-                node("node.started", "steady", 2, json!({})),
+            ),
+            (2, node("node.started", "quick", 2, json!({}))),
+            (
+                3,
+                node(
+                    "node.finished",
+                    "quick",
+                    3,
+                    json!({"status": "succeeded", "duration_ms": 1}),
+                ),
+            ),
+            (4, node("node.started", "swift", 4, json!({}))),
+            (4, node("node.started", "steady", 4, json!({}))),
+            (
+                40,
                 node(
                     "node.finished",
                     "swift",
                     40,
-                    json!({"status": "failed", "duration_ms": 38, "retry_at": stamp(540), "error": {"code": "http_status", "message": "503\nbusy"}}),
+                    json!({"status": "failed", "duration_ms": 36, "retry_at": stamp(540), "error": busy}),
                 ),
+            ),
+            (
+                550,
                 node("node.started", "swift", 550, json!({"attempt": 2})),
+            ),
+            (
+                900,
                 node(
                     "node.finished",
                     "steady",
-                    600,
-                    json!({"status": "succeeded", "duration_ms": 598, "port": "main"}),
+                    900,
+                    json!({"status": "succeeded", "duration_ms": 896, "port": "main"}),
                 ),
+            ),
+            (
+                1_240,
                 node(
                     "node.finished",
                     "swift",
                     1_240,
                     json!({"status": "succeeded", "duration_ms": 690, "attempt": 2, "port": "true"}),
                 ),
+            ),
+            (
+                1_250,
                 event(
                     "execution.finished",
                     json!({"status": "succeeded", "finished_at": stamp(1_250)}),
                 ),
-            ],
-        );
+            ),
+        ] {
+            lines.extend(drawing.overdue(at(ms)));
+            lines.extend(drawing.apply(&event, at(ms)));
+        }
         assert_eq!(
             lines,
             [
                 "lead-intake version 2",
                 "    +0ms ✓ trigger            0ms",
-                "    +2ms ▸ swift              http.request",
-                "    +2ms ▸ steady             http.request  beside swift",
-                "   +40ms ✗ swift              38ms  attempt 1  http_status: 503 busy  again in 500ms",
+                "    +3ms ✓ quick              1ms",
+                "   +40ms ✗ swift              36ms  attempt 1  http_status: 503 busy  again in 500ms",
+                "    +4ms ▸ steady             http.request",
                 "  +550ms ↻ swift              http.request  attempt 2  beside steady",
-                "  +600ms ✓ steady             598ms",
+                "  +900ms ✓ steady             896ms",
                 "  +1.24s ✓ swift              690ms  → true  attempt 2",
                 "● succeeded in 1.25s",
             ]
