@@ -17,7 +17,7 @@ use tokio::sync::watch;
 pub use crate::actors::membership::Pulse;
 use crate::{
     actors::{
-        membership,
+        membership::{self, supervisor as membership_supervisor},
         persistence::{self, Setup},
         standing::Standing,
     },
@@ -98,6 +98,9 @@ impl Config {
         if self.labels.len() > LABELS_MAX {
             faults.push(format!("a host has at most {LABELS_MAX} labels"));
         }
+        if let Err(fault) = OutboundPolicy::parse(&self.outbound.allowed) {
+            faults.push(fault);
+        }
         for (name, value) in &self.labels {
             if name.is_empty() || name.len() > LABEL_BYTES_MAX || value.len() > LABEL_BYTES_MAX {
                 faults.push(format!(
@@ -176,7 +179,7 @@ pub struct Core {
     /// What the host learnt when it last renewed its lease. Changes about once a second.
     pub pulse: watch::Receiver<Pulse>,
     standing: Arc<Standing>,
-    membership: ActorRef<membership::Msg>,
+    membership: ActorRef<membership_supervisor::Msg>,
     persistence: ActorRef<persistence::Msg>,
 }
 
@@ -188,14 +191,14 @@ impl Core {
     /// The settings are wrong, or the database cannot be reached or refuses. Trying again is harmless.
     pub async fn connect(config: Config) -> Result<Self, ConnectError> {
         config.check()?;
-        let outbound = OutboundClient::new(config.outbound.clone());
-        let outbound = outbound.map_err(|fault| ConfigError {
-            faults: vec![fault],
-        })?;
         let database = config.database().map_err(StoreError::from_sqlx)?;
         store::migrate(&database)
             .await
             .map_err(|error| ConnectError::Migrate(error.into()))?;
+        let outbound =
+            OutboundClient::new(config.outbound.clone()).map_err(|fault| ConfigError {
+                faults: vec![fault],
+            })?;
         let db = pool(&database);
         let host_id = HostId::new();
         let standing = Arc::new(Standing::new(config.lease));
@@ -209,14 +212,14 @@ impl Core {
             shards: SHARDS,
         })
         .await?;
-        let membership = membership::start(membership::Setup {
+        let membership = membership_supervisor::start(membership::Setup {
             host: host_id,
             lease: config.lease,
             database,
             db: db.clone(),
             documents: documents.clone(),
             standing: Arc::clone(&standing),
-            pulse: pulse_sender,
+            pulse: Arc::new(pulse_sender),
         })
         .await?;
         tracing::info!(host = %host_id, "this host has joined");
@@ -247,9 +250,14 @@ impl Core {
         self.standing.is_fenced()
     }
 
+    /// Whether the database answered when it was last asked: by the lease once a second, and by whatever is written.
+    pub fn is_connected(&self) -> bool {
+        self.standing.is_reached() && self.journal.is_connected()
+    }
+
     /// Asks for a pulse now instead of within a second.
     pub fn pulse_now(&self) {
-        drop(self.membership.cast(membership::Msg::Pulse)); // an error: the host is stopping
+        drop(self.membership.cast(membership_supervisor::Msg::Pulse)); // an error: the host is stopping
     }
 
     /// Stops a host whose owners have stopped: writes what is queued, gives up the lease, closes all connections. What
@@ -265,6 +273,7 @@ impl Core {
             );
         }
         stop(&self.membership).await;
+        self.standing.release();
         stop(&self.persistence).await;
         let fence = hosts::fence(&self.db, self.host_id);
         match tokio::time::timeout(SHUTDOWN_PATIENCE, fence).await {
@@ -328,3 +337,6 @@ async fn stop<M: ractor::Message>(actor: &ActorRef<M>) {
     // An error: it has stopped already, or takes too long and is left behind.
     drop(actor.stop_and_wait(None, Some(SHUTDOWN_PATIENCE)).await);
 }
+
+#[cfg(test)]
+mod tests;

@@ -299,3 +299,6 @@ fn storable(body: &Value) -> Result<String, StoreError> {
         Err(error) => Err(StoreError::Corrupt(error.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::{
     sync::watch,
@@ -27,6 +27,8 @@ use crate::{
     },
 };
 
+pub(crate) mod supervisor;
+
 /// Pulses are at most this far apart.
 const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Pulses for waits that end are at least this far apart.
@@ -35,7 +37,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(20);
 const CHORES_EVERY: u64 = 60;
 
 /// As for the writers of the journal: look-ups by key whose right plan is known, even while tables are empty.
-const SETTINGS: [(&str, &str); 6] = [
+pub(crate) const SETTINGS: [(&str, &str); 6] = [
     ("statement_timeout", "10s"),
     ("lock_timeout", "1s"),
     ("enable_seqscan", "off"),
@@ -81,6 +83,7 @@ impl Pulse {
 }
 
 /// What membership is started with.
+#[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) host: HostId,
     pub(crate) lease: Duration,
@@ -88,13 +91,7 @@ pub(crate) struct Setup {
     pub(crate) db: PgPool,
     pub(crate) documents: Documents,
     pub(crate) standing: Arc<Standing>,
-    pub(crate) pulse: watch::Sender<Pulse>,
-}
-
-/// Starts renewing. The first pulse follows at once.
-pub(crate) async fn start(setup: Setup) -> Result<ActorRef<Msg>, SpawnErr> {
-    let (membership, _) = Actor::spawn(None, Membership, setup).await?;
-    Ok(membership)
+    pub(crate) pulse: Arc<watch::Sender<Pulse>>,
 }
 
 pub(crate) struct Membership;
@@ -110,14 +107,14 @@ pub(crate) enum Msg {
     DocumentsRead(Result<(), StoreError>),
     /// This host must not write any more.
     Lost,
-    /// The host is fenced in the database, by itself.
-    Fenced,
 }
 
 pub(crate) struct Pulsed {
     link: Link,
     asked: Instant,
     result: Result<Heartbeat, sqlx::Error>,
+    /// It fenced somebody: there are orphans to be found.
+    fenced_peers: bool,
 }
 
 pub(crate) struct State {
@@ -155,7 +152,7 @@ impl Actor for Membership {
         let (standing, me) = (Arc::clone(&setup.standing), myself.clone());
         let lost = tokio::spawn(async move {
             standing.lost().await;
-            drop(me.cast(Msg::Lost));
+            drop(me.cast(Msg::Lost)); // an error: the actor has stopped
         });
         myself.cast(Msg::Pulse)?;
         let options = setup
@@ -194,8 +191,7 @@ impl Actor for Membership {
             Msg::Due(_) => {} // there was a pulse since
             Msg::Pulsed(pulsed) => state.pulsed(&myself, *pulsed),
             Msg::DocumentsRead(result) => state.documents_read(result),
-            Msg::Lost => state.lost(&myself),
-            Msg::Fenced => state.publish_fenced(),
+            Msg::Lost => state.lost(),
         }
         Ok(())
     }
@@ -215,11 +211,18 @@ impl State {
         let (myself, host, lease) = (myself.clone(), self.setup.host, self.setup.lease);
         let task = tokio::spawn(async move {
             let asked = Instant::now();
-            let result = link.pulse(host, lease).await;
+            let result = link.renew_in_time(host, lease).await;
+            let fenced_peers = match &result {
+                Ok(heartbeat) if heartbeat.live && heartbeat.peer_expired => {
+                    link.fence_expired(host, lease).await
+                }
+                _ => false,
+            };
             let pulsed = Pulsed {
                 link,
                 asked,
                 result,
+                fenced_peers,
             };
             drop(myself.cast(Msg::Pulsed(Box::new(pulsed)))); // an error: the actor has stopped
         });
@@ -232,6 +235,8 @@ impl State {
 
     fn pulsed(&mut self, myself: &ActorRef<Msg>, pulsed: Pulsed) {
         self.link = Some(pulsed.link);
+        self.again |= pulsed.fenced_peers;
+        self.setup.standing.set_reached(pulsed.result.is_ok());
         let mut wait = INTERVAL_MAX.min(self.setup.lease / 3);
         match pulsed.result {
             Ok(heartbeat) if heartbeat.live => {
@@ -242,17 +247,13 @@ impl State {
                     let left = (wake_at - heartbeat.database_now).to_std();
                     wait = wait.min(left.unwrap_or_default()).max(INTERVAL_MIN);
                 }
-                if heartbeat.peer_expired {
-                    self.again = true; // it is fenced now: its orphans are to be found
-                }
                 if !self.setup.standing.is_fenced() {
                     let pulse = Pulse::new(&heartbeat, &self.setup.documents);
                     self.setup.pulse.send_replace(pulse);
                 }
             }
             Ok(_) => {
-                self.setup.standing.lose();
-                self.publish_fenced();
+                self.setup.standing.lose(); // which comes back as `Lost`
                 return;
             }
             Err(error) => {
@@ -302,25 +303,20 @@ impl State {
 
     /// Tells everybody at once, and makes it true in the database as soon as that can be reached, so that others adopt
     /// what this host owned without waiting for its lease to expire.
-    fn lost(&mut self, myself: &ActorRef<Msg>) {
-        self.publish_fenced();
-        let (myself, db, host) = (myself.clone(), self.setup.db.clone(), self.setup.host);
-        let task = tokio::spawn(async move {
-            while let Err(error) = hosts::fence(&db, host).await {
-                tracing::warn!(%error, "this host could not be fenced yet");
-                tokio::time::sleep(INTERVAL_MAX).await;
-            }
-            drop(myself.cast(Msg::Fenced));
-        });
-        self.tasks.lost = Some(AbortOnDrop(task.abort_handle()));
-    }
-
-    fn publish_fenced(&self) {
+    fn lost(&mut self) {
         self.setup.pulse.send_if_modified(|pulse| {
             let news = !pulse.fenced;
             pulse.fenced = true;
             news
         });
+        let (db, host) = (self.setup.db.clone(), self.setup.host);
+        let task = tokio::spawn(async move {
+            while let Err(error) = hosts::fence(&db, host).await {
+                tracing::warn!(%error, "this host could not be fenced yet");
+                tokio::time::sleep(INTERVAL_MAX).await;
+            }
+        });
+        self.tasks.lost = Some(AbortOnDrop(task.abort_handle()));
     }
 }
 
@@ -331,23 +327,18 @@ struct Link {
 }
 
 impl Link {
-    /// Renews, then fences whom it found expired. A failure costs the connection.
-    async fn pulse(&mut self, host: HostId, lease: Duration) -> Result<Heartbeat, sqlx::Error> {
-        // Half a lease: there is time for a second attempt.
-        let result = timeout(lease / 2, self.renew(host, lease))
-            .await
-            .unwrap_or_else(|late| Err(too_late(late)));
-        let heartbeat = match result {
-            Ok(heartbeat) => heartbeat,
-            Err(error) => {
-                self.connection = None;
-                return Err(error);
-            }
-        };
-        if heartbeat.live && heartbeat.peer_expired {
-            self.fence_expired(host, lease).await;
+    /// Renews in half a lease, so that there is time for a second attempt. A failure costs the connection.
+    async fn renew_in_time(
+        &mut self,
+        host: HostId,
+        lease: Duration,
+    ) -> Result<Heartbeat, sqlx::Error> {
+        let renewed = timeout(lease / 2, self.renew(host, lease)).await;
+        let renewed = renewed.map_err(too_late).flatten();
+        if renewed.is_err() {
+            self.connection = None;
         }
-        Ok(heartbeat)
+        renewed
     }
 
     async fn renew(&mut self, host: HostId, lease: Duration) -> Result<Heartbeat, sqlx::Error> {
@@ -358,18 +349,23 @@ impl Link {
         hosts::renew(connection, host, lease).await
     }
 
-    /// May have to wait for a batch of the dead host. The lease is renewed already, and there is a next time.
-    async fn fence_expired(&mut self, host: HostId, lease: Duration) {
+    /// Fences whoever did not renew. May have to wait for a batch of a dead host: our lease is renewed already, and there
+    /// is a next time. Says whether it fenced anybody.
+    async fn fence_expired(&mut self, host: HostId, lease: Duration) -> bool {
         let Some(connection) = &mut self.connection else {
-            return;
+            return false;
         };
         let fenced = timeout(lease / 3, hosts::fence_expired(connection, host)).await;
         match fenced.map_err(too_late).flatten() {
-            Ok(0) => {}
-            Ok(_) => tracing::warn!("fenced hosts whose leases have expired"),
+            Ok(0) => false,
+            Ok(_) => {
+                tracing::warn!("fenced hosts whose leases have expired");
+                true
+            }
             Err(error) => {
                 tracing::warn!(%error, "hosts whose leases have expired could not be fenced yet");
                 self.connection = None;
+                false
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Actors: mailboxes, timers and children. Decisions are in `model`, SQL is in `store`.
+//! One actor per file: mailboxes, timers and children. What to do is decided in `model`, what to write in `store`.
 
 pub mod execution;
 pub mod execution_manager;

@@ -15,6 +15,8 @@ pub(crate) struct Standing {
     renewed: AtomicU64,
     fenced: AtomicBool,
     lost: Notify,
+    /// The last attempt to renew got an answer.
+    reached: AtomicBool,
 }
 
 impl Standing {
@@ -25,6 +27,7 @@ impl Standing {
             renewed: AtomicU64::new(0),
             fenced: AtomicBool::new(false),
             lost: Notify::new(),
+            reached: AtomicBool::new(true),
         }
     }
 
@@ -32,6 +35,20 @@ impl Standing {
     pub(crate) fn renew(&self, asked: Instant) {
         let micros = asked.saturating_duration_since(self.origin).as_micros() as u64;
         self.renewed.fetch_max(micros + 1, Ordering::AcqRel);
+    }
+
+    /// The lease was given up.
+    pub(crate) fn release(&self) {
+        self.renewed.store(0, Ordering::Release);
+    }
+
+    /// Whether the last attempt to renew got an answer.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_reached(&self, reached: bool) {
+        self.reached.store(reached, Ordering::Relaxed);
     }
 
     /// The host may never write again.

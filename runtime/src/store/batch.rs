@@ -213,6 +213,16 @@ fn statement(set: u16) -> String {
     text
 }
 
+/// The statement with every part, and how many arguments it takes.
+#[cfg(test)]
+pub(crate) fn whole_statement() -> (String, usize) {
+    let parts = PARTS.iter();
+    let arguments = parts
+        .map(|part| part.sql.matches("$?").count())
+        .sum::<usize>();
+    (statement((1 << PARTS.len()) - 1), arguments + 2)
+}
+
 /// A batch in the making.
 #[derive(Default)]
 struct Merge<'a> {

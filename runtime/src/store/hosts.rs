@@ -74,7 +74,7 @@ pub(crate) struct Heartbeat {
     pub(crate) database_now: DateTime<Utc>,
 }
 
-static RENEW: LazyLock<String> = LazyLock::new(|| {
+pub(super) static RENEW: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH me AS (
              SELECT COALESCE(bool_and(NOT fenced), false) AS live FROM host_fences WHERE host_id = $1

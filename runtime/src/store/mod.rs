@@ -20,6 +20,8 @@ pub mod rows;
 pub mod session_events;
 pub mod sessions;
 #[cfg(test)]
+mod table_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 pub mod waits;
 
@@ -185,8 +187,8 @@ mod tests {
 
     #[tokio::test]
     async fn two_hosts_may_migrate_at_once_and_again() {
-        let url = testing::empty_database().await;
-        let options: PgConnectOptions = url.parse().expect("a URL");
+        let database = testing::Database::create().await;
+        let options: PgConnectOptions = database.url.parse().expect("a URL");
         let (one, two) = tokio::join!(migrate(&options), migrate(&options));
         one.expect("the first");
         two.expect("the second");

@@ -103,12 +103,10 @@ impl Writer {
             match self.attempt(&batch).await {
                 Ok(true) => break Outcome::Saved,
                 Ok(false) => break Outcome::Fenced,
-                Err(error) => match Trouble::of(&error) {
-                    Trouble::Taken | Trouble::Refused => {
-                        break Outcome::Refused(StoreError::from_sqlx(error));
-                    }
-                    trouble => self.note(trouble, &error),
-                },
+                Err((Trouble::Taken | Trouble::Refused, error)) => {
+                    break Outcome::Refused(StoreError::from_sqlx(error));
+                }
+                Err((trouble, error)) => self.note(trouble, &error),
             }
             self.shared.stats().retries.fetch_add(1, Ordering::Relaxed);
             sleep(backoff.delay()).await;
@@ -117,16 +115,22 @@ impl Writer {
         outcome
     }
 
-    async fn attempt(&mut self, batch: &Batch<'_>) -> Result<bool, sqlx::Error> {
-        if self.connection.is_none() {
-            self.connection = Some(self.connect().await?);
-        }
-        let Some(connection) = &mut self.connection else {
-            return Err(sqlx::Error::WorkerCrashed);
+    async fn attempt(&mut self, batch: &Batch<'_>) -> Result<bool, (Trouble, sqlx::Error)> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            // Whatever keeps us out, it is not the batch.
+            None => self
+                .connect()
+                .await
+                .map_err(|error| (Trouble::Away, error))?,
         };
-        let statements = &mut self.statements;
-        let write = batch.write(connection, statements, self.host, self.shard);
-        let written = timeout(ANSWER_TIMEOUT, write).await.map_err(late)??;
+        let connection = self.connection.insert(connection);
+        let write = batch.write(connection, &mut self.statements, self.host, self.shard);
+        let written = timeout(ANSWER_TIMEOUT, write)
+            .await
+            .map_err(late)
+            .flatten()
+            .map_err(|error| (Trouble::of(&error), error))?;
         self.set_away(false);
         Ok(written)
     }
