@@ -60,7 +60,7 @@ impl ExecutionActor {
             return;
         }
         let input = self.node_input(state, key, attempt, now);
-        self.publish_node_started(state, &input.identity, now);
+        self.publish_node_started(state, key, attempt, now);
         let few = input.inputs.iter().map(|items| items.len()).sum::<usize>() <= INLINE_ITEMS_MAX;
         match node {
             AnyNode::Pure(node) if inline && few => {
@@ -93,7 +93,7 @@ impl ExecutionActor {
     ) {
         let now = Utc::now();
         let input = self.node_input(state, key, 1, now);
-        self.publish_node_started(state, &input.identity, now);
+        self.publish_node_started(state, key, 1, now);
         if state.execution.step(key).template.is_native() {
             events.push_back(Event::MapExpanded {
                 key,
