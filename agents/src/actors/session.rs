@@ -154,6 +154,7 @@ struct Running {
 }
 
 enum Work {
+    Load,
     Model(u64),
     Call(String, CancellationToken),
 }
@@ -251,15 +252,19 @@ impl Actor for SessionActor {
 
 impl State {
     /// Reads the journal's tail, and claims the session where a turn is to begin.
-    fn load(&mut self, myself: &ActorRef<Msg>, claim: bool) {
+    async fn load(&mut self, myself: &ActorRef<Msg>, claim: bool) -> Handled {
         self.stage = Stage::Loading;
         let session = std::mem::replace(&mut self.session, Session::new(self.id));
         let (shared, id, again) = (Arc::clone(&self.shared), self.id, self.again);
-        let myself = myself.clone();
-        tokio::spawn(async move {
+        let session_ref = myself.clone();
+        let work = async move {
             let loaded = load(&shared, id, session, claim, again).await;
-            drop(myself.cast(Msg::Loaded(Box::new(loaded)))); // an error: the actor has stopped
-        });
+            drop(session_ref.cast(Msg::Loaded(Box::new(loaded)))); // an error: the actor has stopped
+        };
+        let cell = job::start(myself.get_cell(), Box::pin(work)).await?;
+        let what = Work::Load;
+        self.jobs.insert(cell.get_id(), Running { cell, what });
+        Ok(())
     }
 
     async fn loaded(
@@ -536,6 +541,7 @@ impl State {
 
     async fn panicked(&mut self, myself: &ActorRef<Msg>, what: Work) -> Handled {
         match what {
+            Work::Load => Err("the session could not be loaded by a fault of ours".into()),
             Work::Model(request) => {
                 let failure = ModelFailure {
                     kind: ModelErrorKind::Malformed,
