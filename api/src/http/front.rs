@@ -7,7 +7,7 @@ use poem::{
     Endpoint, Request, Response, Route,
     endpoint::BoxEndpoint,
     error::{MethodNotAllowedError, NotFoundError},
-    http::{HeaderName, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header},
 };
 use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
@@ -146,6 +146,7 @@ impl Endpoint for Front {
         );
         request.extensions_mut().insert(trace_id.clone());
         request.extensions_mut().insert(self.state.clone());
+        let one_by_one = request.version() <= Version::HTTP_11;
         let in_flight = self.state.metrics.begin();
         let mut response = self
             .answer(request, &trace_id)
@@ -154,6 +155,10 @@ impl Endpoint for Front {
         drop(in_flight);
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);
+        }
+        if one_by_one && self.state.shutdown.is_cancelled() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
         let (status, elapsed) = (response.status().as_u16(), started.elapsed());
         self.state.metrics.answered(kind, status, elapsed);

@@ -49,13 +49,17 @@ pub struct ServeOptions {
     pub no_auth: bool,
     /// The largest request body in bytes; a larger one is answered 413.
     pub max_body: usize,
-    /// Cancelled to stop: nothing new is accepted, what runs is finished.
+    /// Cancelled to stop: nothing new is started, what runs is finished.
     pub shutdown: CancellationToken,
-    /// How long requests in flight may take to finish after `shutdown`; then they are cut.
+    /// How long requests and executions may take to finish after `shutdown`; then requests are cut.
     pub drain_timeout: Duration,
 }
 
-/// Serves until `shutdown` is cancelled and the requests in flight are done or cut.
+/// How often the executions that still run are counted while the host stops.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Serves until `shutdown` is cancelled and what is in flight, requests and executions, is done or cut. Until then
+/// the host still answers: that it is not ready, and what became of executions.
 ///
 /// # Errors
 /// When the listener breaks for good.
@@ -67,8 +71,18 @@ pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
         shutdown,
         drain_timeout,
     } = options;
+    let executions = app.executions.clone();
     let state = State::new(app, no_auth, max_body, shutdown.clone());
-    server::run(listener, front::Front::new(state), shutdown, drain_timeout).await
+    let front = front::Front::new(state);
+    let work = all_ended(executions);
+    server::run(listener, front, shutdown, drain_timeout, work).await
+}
+
+/// Returns when no execution runs here any more. Only polled while the host stops.
+async fn all_ended(executions: Executions) {
+    while executions.running() > 0 {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }
 
 /// What every request may need.
