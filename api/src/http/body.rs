@@ -64,7 +64,8 @@ async fn collect(body: Body, announced: usize, max: usize) -> ApiResult<Vec<u8>>
     }
 }
 
-fn too_large(max: usize) -> ApiError {
+/// 413, naming the bound.
+pub fn too_large(max: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "body_too_large",

@@ -29,7 +29,7 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The whole HTTP interface.
 pub struct Front {
     state: Arc<State>,
-    routes: BoxEndpoint<'static, Response>,
+    pub(super) routes: BoxEndpoint<'static, Response>,
     operations: Operations,
 }
 

@@ -24,6 +24,8 @@ mod problem;
 mod routes;
 mod server;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 use problem::{ApiError, ApiResult};
