@@ -55,15 +55,19 @@ impl Front {
     }
 
     /// Everything that is not an answer of a handler becomes one here, so that clients meet one shape of errors.
-    fn refusal(&self, error: poem::Error, uri: &Uri) -> Result<ApiError, Response> {
-        let error = match error.downcast::<ApiError>() {
-            Ok(error) => return Ok(error),
-            Err(error) => error,
-        };
+    fn refused(&self, error: poem::Error, uri: &Uri, trace_id: &TraceId) -> Response {
         if error.is_from_response() {
-            return Err(error.into_response());
+            return error.into_response();
         }
-        Ok(if error.is::<NotFoundError>() {
+        let error = error
+            .downcast::<ApiError>()
+            .unwrap_or_else(|error| self.refusal(&error, uri));
+        error.into_response(trace_id.as_str())
+    }
+
+    /// The refusals of the framework.
+    fn refusal(&self, error: &poem::Error, uri: &Uri) -> ApiError {
+        if error.is::<NotFoundError>() {
             ApiError::not_found(format!("There is nothing at `{}`.", uri.path()))
         } else if error.is::<MethodNotAllowedError>() {
             let allowed = self.operations.methods(uri.path());
@@ -107,7 +111,7 @@ impl Front {
             )
         } else {
             ApiError::internal(error.to_string())
-        })
+        }
     }
 
     async fn answer(&self, request: Request, trace_id: &TraceId) -> Response {
@@ -119,10 +123,7 @@ impl Front {
             .await;
         match answered {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => match self.refusal(error, &uri) {
-                Ok(error) => error.into_response(trace_id.as_str()),
-                Err(response) => response,
-            },
+            Ok(Err(error)) => self.refused(error, &uri, trace_id),
             Err(_) => {
                 self.state.metrics.panicked();
                 ApiError::internal("a handler panicked").into_response(trace_id.as_str())

@@ -254,7 +254,6 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
         }
         let document = match ContentType::of(request) {
             ContentType::Json => body::json(&bytes)
-                .map_err(|fault| vec![fault])
                 .and_then(|value| document::from_value(value).map_err(|faults| worded(&faults))),
             ContentType::Yaml => from_yaml(&bytes),
             _ => {
