@@ -10,13 +10,13 @@ use std::{
 
 use async_trait::async_trait;
 use callboard_runtime::{
-    id::SessionId,
+    id::{ExecutionId, SessionId},
     item::Item,
     node::{
         AsyncNode, EffectClass, Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeRegistry,
         NodeType, ParameterFault, Ports,
     },
-    store::StoreError,
+    store::{StoreError, executions},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,6 +25,13 @@ use crate::sessions::{OpenSession, SendMessage, SessionError, Sessions, TurnResu
 
 /// How long one look at a turn lasts; it is looked at again until it ends.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long a run waits for its session to be free.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often, and how far apart, it is asked whether the execution of a dropped run has ended.
+const ENDS: u32 = 50;
+const END_LOOK: Duration = Duration::from_millis(200);
+/// What it waits between two tries when the database gave no answer.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The sessions that the `agent` node works with: it must be registered before they can be started.
 #[derive(Clone, Default)]
@@ -141,10 +148,7 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
                 idempotency_key: Some(key.clone()),
                 execution_id: Some(input.identity.execution_id),
             };
-            let opened = sessions
-                .open(&params.agent, options)
-                .await
-                .map_err(failed)?;
+            let opened = patiently(input, || sessions.open(&params.agent, options.clone())).await?;
             opened.id
         }
     };
@@ -152,10 +156,10 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
         content,
         idempotency_key: Some(key),
     };
-    let accepted = sessions.send(id, message).await.map_err(failed)?;
+    let accepted = patiently(input, || sessions.send(id, message.clone())).await?;
     let mut guard = CancelOnDrop {
         sessions,
-        input,
+        execution: input.identity.execution_id,
         id,
         turn: Some(accepted.turn),
     };
@@ -173,31 +177,72 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
     item(id, result)
 }
 
-/// Cancels the turn of a run that is not wanted any more. A run that is dropped without having been cancelled goes on
-/// elsewhere and will join the same turn.
+/// Tries again while too much is going on, or a session that this run opened before a crash waits to be adopted.
+async fn patiently<T, F: Future<Output = Result<T, SessionError>>>(
+    input: &NodeInput,
+    attempt: impl Fn() -> F,
+) -> Result<T, NodeError> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let error = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let wait = match &error {
+            SessionError::Busy(wait) => (*wait).min(LOOK),
+            SessionError::Store(StoreError::Unconfirmed(_)) => RETRY,
+            _ => return Err(failed(error)),
+        };
+        if tokio::time::Instant::now() + wait > deadline {
+            return Err(failed(error));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = input.cancel.cancelled() => return Err(NodeError::Cancelled),
+        }
+    }
+}
+
+/// Cancels the turn of a run that was dropped, when the execution has ended. Otherwise the run is tried again, here or on
+/// another host, and joins the same turn.
 struct CancelOnDrop<'a> {
     sessions: &'a Sessions,
-    input: &'a NodeInput,
+    execution: ExecutionId,
     id: SessionId,
     turn: Option<i64>,
 }
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        let Some(turn) = self.turn.filter(|_| self.input.cancel.is_cancelled()) else {
+        let Some(turn) = self.turn else {
             return;
         };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let (sessions, id) = (self.sessions.clone(), self.id);
+        let (sessions, execution, id) = (self.sessions.clone(), self.execution, self.id);
         runtime.spawn(async move {
+            if !ends_soon(&sessions, execution).await {
+                return;
+            }
             match sessions.cancel_turn(id, turn).await {
                 Ok(()) | Err(SessionError::Idle | SessionError::NotFound(_)) => {}
                 Err(error) => tracing::warn!(%id, %error, "the turn of a cancelled run goes on"),
             }
         });
     }
+}
+
+/// Whether an execution whose run was dropped has ended. Its end may be on its way to the store.
+async fn ends_soon(sessions: &Sessions, id: ExecutionId) -> bool {
+    for _ in 0..ENDS {
+        match executions::get(&sessions.shared.core.db, id).await {
+            Ok(Some(stored)) if stored.summary.status.is_final() => return true,
+            Ok(None) | Err(StoreError::Closed) => return false,
+            Ok(Some(_)) | Err(_) => tokio::time::sleep(END_LOOK).await,
+        }
+    }
+    false
 }
 
 fn item(id: SessionId, result: TurnResult) -> Result<Item, NodeError> {

@@ -81,6 +81,9 @@ pub struct TurnStarted {
     pub message: Message,
     /// The version of the agent it keeps to its end; 0 when the agent is gone.
     pub agent_version: i32,
+    /// The message was journaled before, as [`Record::MessageQueued`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queued: bool,
     /// As the client gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,

@@ -19,6 +19,7 @@ pub type Placed = (i64, DateTime<Utc>, Record);
 
 /// Builds rows from records that come in order.
 ///
+/// A message stands where it came, even when its turn began later.
 /// Results of calls are stored as they arrive, but read in the order of the calls: the rows of one message's calls
 /// share out the places of their records in that order, once all of them are there.
 #[derive(Default)]
@@ -36,11 +37,10 @@ impl Transcript {
     /// Takes in the next record.
     pub fn push(&mut self, (seq, at, record): Placed) {
         match record {
-            Record::TurnStarted(started) => {
-                if let Message::User { content } = started.message {
-                    self.rows.push(row(seq, "user", content, at));
-                }
+            Record::TurnStarted(started) if !started.queued => {
+                self.push_user(seq, at, started.message);
             }
+            Record::MessageQueued(queued) => self.push_user(seq, at, queued.message),
             Record::MessageCompleted(completed) => {
                 if let Message::Assistant {
                     content,
@@ -60,6 +60,12 @@ impl Transcript {
             }
             Record::ToolCallFinished(finished) => self.push_result(seq, at, finished),
             _ => {}
+        }
+    }
+
+    fn push_user(&mut self, seq: i64, at: DateTime<Utc>, message: Message) {
+        if let Message::User { content } = message {
+            self.rows.push(row(seq, "user", content, at));
         }
     }
 

@@ -157,7 +157,7 @@ impl Endpoint for Front {
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);
         }
-        if one_by_one && self.state.shutdown.is_cancelled() {
+        if one_by_one && self.state.is_stopping() {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }

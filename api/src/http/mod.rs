@@ -51,17 +51,15 @@ pub struct ServeOptions {
     pub no_auth: bool,
     /// The largest request body in bytes; a larger one is answered 413.
     pub max_body: usize,
-    /// Cancelled to stop: nothing new is started, what runs is finished.
+    /// Cancelled to drain: requests are still answered, those that would start something with 503.
+    pub draining: CancellationToken,
+    /// Cancelled to stop: no connection is accepted, streams end, what is in flight is finished.
     pub shutdown: CancellationToken,
-    /// How long requests and executions may take to finish after `shutdown`; then requests are cut.
+    /// How long requests in flight may take to finish after `shutdown`; then they are cut.
     pub drain_timeout: Duration,
 }
 
-/// How often the executions that still run are counted while the host stops.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
-
-/// Serves until `shutdown` is cancelled and what is in flight, requests and executions, is done or cut. Until then
-/// the host still answers: that it is not ready, and what became of executions.
+/// Serves until `shutdown` is cancelled and the requests in flight are done or cut.
 ///
 /// # Errors
 /// When the listener breaks for good.
@@ -70,27 +68,19 @@ pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
         listener,
         no_auth,
         max_body,
+        draining,
         shutdown,
         drain_timeout,
     } = options;
-    let executions = app.executions.clone();
-    let state = State::new(app, no_auth, max_body, shutdown.clone());
-    let front = front::Front::new(state);
-    let work = all_ended(executions);
-    server::run(listener, front, shutdown, drain_timeout, work).await
-}
-
-/// Returns when no execution runs here any more. Only polled while the host stops.
-async fn all_ended(executions: Executions) {
-    while executions.running() > 0 {
-        tokio::time::sleep(DRAIN_POLL).await;
-    }
+    let state = State::new(app, no_auth, max_body, draining, shutdown.clone());
+    server::run(listener, front::Front::new(state), shutdown, drain_timeout).await
 }
 
 /// What every request may need.
 struct State {
     app: App,
     max_body: usize,
+    draining: CancellationToken,
     shutdown: CancellationToken,
     keys: auth::Keys,
     hooks: hooks::Hooks,
@@ -101,7 +91,13 @@ struct State {
 }
 
 impl State {
-    fn new(app: App, no_auth: bool, max_body: usize, shutdown: CancellationToken) -> Arc<Self> {
+    fn new(
+        app: App,
+        no_auth: bool,
+        max_body: usize,
+        draining: CancellationToken,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             keys: auth::Keys::new(app.core.db.clone(), no_auth),
             hooks: hooks::Hooks::default(),
@@ -109,6 +105,7 @@ impl State {
             documents_changing: tokio::sync::Mutex::default(),
             app,
             max_body,
+            draining,
             shutdown,
         })
     }
@@ -121,13 +118,27 @@ impl State {
             .ok_or_else(|| ApiError::internal("a request came past the front"))
     }
 
+    /// Whether the host is stopping, whichever part of it has been reached.
+    fn is_stopping(&self) -> bool {
+        self.draining.is_cancelled() || self.shutdown.is_cancelled()
+    }
+
     /// # Errors
     /// 503 when the host is stopping: what is started now would be handed over at once.
     fn takes_work(&self) -> ApiResult<()> {
-        if self.shutdown.is_cancelled() {
+        if self.is_stopping() {
             Err(ApiError::draining())
         } else {
             Ok(())
+        }
+    }
+
+    /// What `waiting` gives, or `None` when the host stops first: whoever waits is then told where to look.
+    async fn unless_stopped<T>(&self, waiting: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            found = waiting => found,
+            () = self.shutdown.cancelled() => None,
         }
     }
 }

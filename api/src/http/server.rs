@@ -3,7 +3,7 @@
 //! Poem's own server has no limit on connections and no deadline for request headers, so a client that opens
 //! sockets and says nothing could hold as many as it likes. Hyper is therefore driven directly.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -38,17 +38,12 @@ const STREAMS_MAX: u32 = 256;
 /// The pause after a failed accept: the usual reason is that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long answers that are being sent at the very end may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Serves `endpoint` until `shutdown`. Then connections that are open finish what they do, and new ones are still
-/// answered, so that they hear that the host is stopping, until `work` is done too; for at most `drain_timeout`.
+/// Serves `endpoint` until `shutdown`; then finishes what is in flight for at most `drain_timeout`.
 pub(super) async fn run<E>(
     listener: TcpListener,
     endpoint: E,
     shutdown: CancellationToken,
     drain_timeout: Duration,
-    work: impl Future<Output = ()>,
 ) -> io::Result<()>
 where
     E: Endpoint + 'static,
@@ -61,71 +56,51 @@ where
         shutdown: shutdown.clone(),
         cut: CancellationToken::new(),
     });
+    let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let (before, late) = (TaskTracker::new(), TaskTracker::new());
-    accept(&listener, &places, &service, &before, shutdown.cancelled()).await;
-    before.close();
-    let drained = timeout(drain_timeout, async { tokio::join!(before.wait(), work) });
-    let drained = async { drained.await.is_ok() };
-    let drained = accept(&listener, &places, &service, &late, drained).await;
-    drop(listener);
-    if !drained {
-        let open = before.len();
-        tracing::warn!(open, "cutting what did not finish in time");
+    while let Some((socket, remote, place)) = accept(&listener, &places, &shutdown).await {
+        let service = service.clone();
+        connections.spawn(async move {
+            service.connection(socket, remote).await;
+            drop(place);
+        });
     }
-    late.close();
-    // Those that are late were told to close; one that stays open and says nothing is not waited for.
-    let _ = timeout(LAST_WORDS, late.wait()).await;
-    service.cut.cancel();
-    before.wait().await;
-    late.wait().await;
+    drop(listener);
+    connections.close();
+    if timeout(drain_timeout, connections.wait()).await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "cutting requests that did not finish in time"
+        );
+        service.cut.cancel();
+        connections.wait().await;
+    }
     Ok(())
 }
 
-/// Serves connections in tasks of `tracker` until `end`, whose output is given back.
-async fn accept<E, T>(
+/// The next connection, or `None` when the host stops.
+async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-    service: &Arc<Service<E>>,
-    tracker: &TaskTracker,
-    end: impl Future<Output = T>,
-) -> T
-where
-    E: Endpoint + 'static,
-    E::Output: poem::IntoResponse,
-{
-    let all = async {
-        while let Some((socket, remote, place)) = next(listener, places).await {
-            let service = service.clone();
-            tracker.spawn(async move {
-                service.connection(socket, remote).await;
-                drop(place);
-            });
+    shutdown: &CancellationToken,
+) -> Option<(TcpStream, std::net::SocketAddr, OwnedSemaphorePermit)> {
+    let next = async {
+        // The semaphore is never closed; if it were, stopping to accept is right.
+        let place = places.clone().acquire_owned().await.ok()?;
+        loop {
+            match listener.accept().await {
+                Ok((socket, remote)) => return Some((socket, remote, place)),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
-        // Not reached: the semaphore is never closed, so there is always a next one.
-        std::future::pending::<Infallible>().await
     };
     tokio::select! {
         biased;
-        ended = end => ended,
-        never = all => match never {},
-    }
-}
-
-/// The next connection, as soon as there is a place for it.
-async fn next(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.ok()?;
-    loop {
-        match listener.accept().await {
-            Ok((socket, remote)) => return Some((socket, remote, place)),
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        () = shutdown.cancelled() => None,
+        accepted = next => accepted,
     }
 }
 
@@ -160,7 +135,7 @@ where
     E::Output: poem::IntoResponse,
 {
     /// Serves one connection to its end.
-    async fn connection(self: Arc<Self>, socket: TcpStream, remote: SocketAddr) {
+    async fn connection(self: Arc<Self>, socket: TcpStream, remote: std::net::SocketAddr) {
         // Answers are written whole; waiting for more to send would only delay them.
         let _ = socket.set_nodelay(true);
         let remote = RemoteAddr(Addr::SocketAddr(remote));
@@ -177,22 +152,19 @@ where
             .http
             .serve_connection_with_upgrades(TokioIo::new(socket), service);
         tokio::pin!(connection);
-        // A connection that comes while the host stops is not shut down before it has said something.
-        let is_late = self.shutdown.is_cancelled();
         let ended = tokio::select! {
             ended = &mut connection => Some(ended),
-            () = self.shutdown.cancelled(), if !is_late => {
-                connection.as_mut().graceful_shutdown();
-                None
-            }
-            () = self.cut.cancelled() => Some(Ok(())),
+            () = self.shutdown.cancelled() => None,
         };
         let ended = match ended {
             Some(ended) => ended,
-            None => tokio::select! {
-                ended = connection => ended,
-                () = self.cut.cancelled() => Ok(()),
-            },
+            None => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection => ended,
+                    () = self.cut.cancelled() => Ok(()),
+                }
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
@@ -216,7 +188,6 @@ mod tests {
         shutdown: CancellationToken,
         called: mpsc::UnboundedReceiver<()>,
         open: watch::Sender<bool>,
-        work_done: watch::Sender<bool>,
         served: JoinHandle<io::Result<()>>,
     }
 
@@ -228,7 +199,6 @@ mod tests {
         let shutdown = CancellationToken::new();
         let (calls, called) = mpsc::unbounded_channel();
         let (open, opened) = watch::channel(false);
-        let (work_done, mut work) = watch::channel(false);
         let endpoint = make(move |request: poem::Request| {
             let (calls, mut opened) = (calls.clone(), opened.clone());
             async move {
@@ -240,16 +210,13 @@ mod tests {
             }
         });
         let stop = shutdown.clone();
-        let served = tokio::spawn(async move {
-            let work = async { drop(work.wait_for(|done| *done).await) };
-            run(listener, endpoint, stop, drain_timeout, work).await
-        });
+        let served =
+            tokio::spawn(async move { run(listener, endpoint, stop, drain_timeout).await });
         Fixture {
             url,
             shutdown,
             called,
             open,
-            work_done,
             served,
         }
     }
@@ -259,18 +226,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_in_flight_finish_and_new_ones_are_answered_while_the_host_stops() {
+    async fn requests_in_flight_finish_when_the_host_stops() {
         let mut server = fixture(Duration::from_secs(60)).await;
         let slow = get(format!("{}/slow", server.url));
         server.called.recv().await.expect("it was called");
         server.shutdown.cancel();
-        let late = get(server.url.clone()).await.expect("it does not panic");
-        assert_eq!(late.expect("the host still answers"), StatusCode::OK);
         server.open.send_replace(true);
         let slow = slow.await.expect("it does not panic");
         assert_eq!(slow.expect("it was finished"), StatusCode::OK);
-        assert!(!server.served.is_finished(), "work is not done");
-        server.work_done.send_replace(true);
         server
             .served
             .await

@@ -25,6 +25,7 @@ const ADMIN_KEY: &str = "cb_admin";
 struct Host {
     front: Front,
     core: Core,
+    draining: CancellationToken,
     shutdown: CancellationToken,
     // Dropped last.
     _database: Database,
@@ -63,11 +64,18 @@ impl Host {
             sessions,
             nodes,
         };
-        let shutdown = CancellationToken::new();
-        let front = Front::new(State::new(app, false, 64 * 1024, shutdown.clone()));
+        let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let front = Front::new(State::new(
+            app,
+            false,
+            64 * 1024,
+            draining.clone(),
+            shutdown.clone(),
+        ));
         Self {
             front,
             core,
+            draining,
             shutdown,
             _database: database,
         }
@@ -459,11 +467,7 @@ async fn a_host_that_stops_starts_nothing_and_lets_tails_go() {
         .header(header::AUTHORIZATION, format!("Bearer {ADMIN_KEY}"))
         .finish();
     let tail = host.call(tail).await;
-    host.shutdown.cancel();
-    tail.into_body()
-        .into_string()
-        .await
-        .expect("the stream ends");
+    host.draining.cancel();
     for refused in [
         host.json(Method::POST, "/v1/workflows/nap/executions", json!({}))
             .await,
@@ -478,4 +482,50 @@ async fn a_host_that_stops_starts_nothing_and_lets_tails_go() {
     }
     assert_eq!(host.get(&place).await.status, 200);
     assert_eq!(host.get("/health/live").await.status, 200);
+    host.shutdown.cancel();
+    tail.into_body()
+        .into_string()
+        .await
+        .expect("the stream ends");
+}
+
+#[tokio::test]
+async fn whoever_waits_while_the_host_stops_is_told_where_to_look() {
+    let host = Host::start().await;
+    let nap = "kind: Workflow\nmetadata: { name: nap }\nspec:\n  trigger: { type: webhook, path: /nap, method: POST }\n  \
+               steps: [ { id: a, uses: wait.timer, with: { duration: 1h } } ]\n";
+    assert_eq!(
+        host.yaml(Method::POST, "/v1/workflows", nap).await.status,
+        201
+    );
+    let prefer = Request::builder()
+        .method(Method::POST)
+        .uri_str("/v1/workflows/nap/executions")
+        .header(header::AUTHORIZATION, format!("Bearer {ADMIN_KEY}"))
+        .header("Prefer", "wait=60")
+        .finish();
+    let stop = async {
+        let started = || async {
+            host.get("/v1/executions").await.body["data"]
+                .as_array()
+                .map_or(0, Vec::len)
+        };
+        while started().await < 2 {
+            tokio::task::yield_now().await;
+        }
+        host.shutdown.cancel();
+    };
+    let (hook, preferred, ()) = tokio::join!(
+        host.json(Method::POST, "/hooks/nap", json!({})),
+        host.call(prefer),
+        stop
+    );
+    for answer in [hook, Answer::of(preferred).await] {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert!(
+            answer.header("location").starts_with("/v1/executions/"),
+            "{answer:?}"
+        );
+        assert!(answer.body["id"].is_string());
+    }
 }

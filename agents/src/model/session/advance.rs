@@ -98,7 +98,7 @@ impl Deciding<'_> {
 
     fn start_queued(&mut self) {
         if let Some(queued) = self.session.queue.front().cloned() {
-            self.start_turn(queued.turn, queued.message, queued.key, queued.hash);
+            self.start_turn(queued);
         }
     }
 

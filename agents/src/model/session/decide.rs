@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     ATTEMPTS_MAX, Answer, Backoff, CallPhase, CallTool, Decision, Effect, Event, ModelFailure,
-    Partial, Phase, QUEUE_MAX, RECORDS_MAX, RESUMES_MAX, RETRY_AFTER_MAX, Refusal, Request,
+    Partial, Phase, QUEUE_MAX, Queued, RECORDS_MAX, RESUMES_MAX, RETRY_AFTER_MAX, Refusal, Request,
     Session, Turn, advance::fault, bound_result,
 };
 use crate::{
@@ -118,7 +118,12 @@ impl Deciding<'_> {
             self.session.seq
         } else {
             let after_seq = self.session.seq;
-            self.start_turn(turn, message, idempotency_key, content_hash);
+            self.start_turn(Queued {
+                turn,
+                message,
+                key: idempotency_key,
+                hash: content_hash,
+            });
             after_seq
         };
         self.decision.accepted = Some(Accepted { turn, after_seq });
@@ -126,20 +131,16 @@ impl Deciding<'_> {
     }
 
     /// Begins a turn with the agent as it is now.
-    pub fn start_turn(
-        &mut self,
-        turn: i64,
-        message: Message,
-        idempotency_key: Option<String>,
-        content_hash: Option<String>,
-    ) {
+    pub fn start_turn(&mut self, next: Queued) {
         let agent = self.session.agent.clone();
+        let queued = self.session.queue.front() == Some(&next);
         self.record(Record::TurnStarted(TurnStarted {
-            turn,
-            message,
+            turn: next.turn,
+            message: next.message,
             agent_version: agent.as_ref().map_or(0, |agent| agent.version),
-            idempotency_key,
-            content_hash,
+            queued,
+            idempotency_key: next.key,
+            content_hash: next.hash,
         }));
         self.session.set_turn_agent(agent);
     }

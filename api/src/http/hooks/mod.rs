@@ -262,7 +262,8 @@ async fn when_answered(state: &State, hook: &Hook, start: StartExecution) -> Api
         .start_watched(start)
         .await
         .map_err(refused)?;
-    match started.watch.responded(hook.wait).await {
+    let responded = started.watch.responded(hook.wait);
+    match state.unless_stopped(responded).await {
         Some(Ok(response)) => reply::responded(started.id, response),
         Some(Err(ended)) => reply::ended(started.id, ended, hook.shape.as_ref()),
         None => goes_on(started).await,
@@ -285,7 +286,7 @@ async fn streamed(state: &State, start: StartExecution) -> ApiResult<Response> {
             &event.data,
         )
     });
-    let mut response = Events::new(events).into_response();
+    let mut response = Events::new(events, state).into_response();
     answer::set(&mut response, header::LOCATION, &reply::place(id));
     Ok(response)
 }

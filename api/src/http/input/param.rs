@@ -98,16 +98,17 @@ impl ParamType for String {
     }
 }
 
+/// The id of an event of an execution: -1 for `execution.started`, which has no row.
 impl ParamType for i64 {
     fn schema() -> MetaSchema {
         MetaSchema {
-            minimum: Some(0.0),
+            minimum: Some(-1.0),
             ..MetaSchema::new_with_format("integer", "int64")
         }
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
-        integer(text, 0, Self::MAX)
+        integer(text, -1, Self::MAX)
     }
 }
 
