@@ -44,6 +44,8 @@ use crate::{
     http::{self, App, ServeOptions, keys},
 };
 
+/// How long requests may take to finish once everything they could wait for has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How long a host waits between attempts to join again.
 const REJOIN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -69,6 +71,8 @@ pub struct Host {
 struct Incarnation {
     core: Core,
     executions: Executions,
+    sessions: Sessions,
+    draining: CancellationToken,
     shutdown: CancellationToken,
     served: JoinHandle<io::Result<()>>,
 }
@@ -271,6 +275,7 @@ impl Incarnation {
             .map_err(failed("cannot start sessions"))?;
         late_sessions.set(sessions.clone());
 
+        let draining = CancellationToken::new();
         let shutdown = CancellationToken::new();
         let listener = listener
             .try_clone()
@@ -279,7 +284,7 @@ impl Incarnation {
         let app = App {
             core: core.clone(),
             executions: executions.clone(),
-            sessions,
+            sessions: sessions.clone(),
             nodes,
         };
         let served = tokio::spawn(http::serve(
@@ -288,13 +293,16 @@ impl Incarnation {
                 listener,
                 no_auth: !config.auth,
                 max_body: config.body_bytes_max,
+                draining: draining.clone(),
                 shutdown: shutdown.clone(),
-                drain_timeout: config.drain_timeout,
+                drain_timeout: config.drain_timeout.min(LAST_ANSWERS),
             },
         ));
         Ok(Self {
             core,
             executions,
+            sessions,
+            draining,
             shutdown,
             served,
         })
@@ -302,9 +310,10 @@ impl Incarnation {
 
     /// Takes nothing new, and gives what runs up to `timeout`. Requests that wait for an execution end with it.
     async fn drain(&mut self, timeout: Duration) -> Served {
+        self.draining.cancel();
+        tokio::join!(self.executions.drain(timeout), self.sessions.drain(timeout));
         self.shutdown.cancel();
-        let (served, ()) = tokio::join!(&mut self.served, self.executions.drain(timeout));
-        served
+        (&mut self.served).await
     }
 }
 

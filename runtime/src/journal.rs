@@ -113,6 +113,11 @@ impl Ticket {
         }
     }
 
+    /// Counts that this owner's writes are refused.
+    pub(crate) fn count_refusal(&self) {
+        self.shared.stats.refusals.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Tells the owner. A callback that panics must not take the writer of everybody else with it.
     pub(crate) fn settle(mut self, result: Result<(), StoreError>) {
         self.call(result);

@@ -280,7 +280,8 @@ async fn a_server_that_is_told_to_stop_finishes_what_it_does() {
     gate.open();
     assert!(server.ended().await.success());
     server.restart().await;
-    assert_eq!(server.finished(&id).await["output"], json!({"done": true}));
+    let run = server.finished(&id).await;
+    assert_eq!(run["output"], json!({"done": true}), "{run:#}");
     assert_eq!(
         stub.count("/call"),
         1,

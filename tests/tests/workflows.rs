@@ -208,7 +208,8 @@ spec:
     let run = server
         .run("sum", json!([{"n": 1}, {"n": 2}, {"n": 3}]))
         .await;
-    assert_eq!(succeeded(&run), &json!({"sum": 6}));
+    // The body was a list, so the output is one.
+    assert_eq!(succeeded(&run), &json!([{"sum": 6}]));
     let run = server.run("spread", json!({"n": 10})).await;
     assert_eq!(succeeded(&run), &json!([{"n": 10}, {"n": 20}, {"n": 30}]));
     let run = server.run("endless", json!({})).await;

@@ -275,7 +275,10 @@ impl Conversation {
                         .yellow(&format!("waits for approval: {}", one_line(&title))),
                 )
             }
-            "turn.completed" => self.end("completed", &usage_words(data.get("usage"))),
+            "turn.completed" => {
+                let words = format!("({})", usage_words(data.get("usage")));
+                self.end("completed", &words)
+            }
             "turn.failed" => {
                 let error = self
                     .paint
@@ -370,7 +373,7 @@ fn compact(value: &Value) -> String {
 }
 
 /// What a turn used, in words.
-fn usage_words(usage: Option<&Value>) -> String {
+pub fn usage_words(usage: Option<&Value>) -> String {
     let number = |name: &str| {
         usage
             .and_then(|usage| usage.get(name))
@@ -385,7 +388,7 @@ fn usage_words(usage: Option<&Value>) -> String {
     if tokens > 0 {
         words.push(format!("{tokens} tokens"));
     }
-    format!("({})", words.join(", "))
+    words.join(", ")
 }
 
 #[cfg(test)]

@@ -52,7 +52,9 @@ pub async fn demo(args: &DemoArgs, global: &Global, output: &Output) -> Result<(
         if let Err(failure) = &shown {
             remark(format!("the examples did not go well: {failure}"));
         }
-        print_pointers(&host, &service_url, output);
+        if !args.once {
+            print_pointers(&host, &service_url, output);
+        }
     }
     if args.once {
         host.stop().await?;
@@ -128,7 +130,12 @@ async fn show_webhook(
         .request(Method::POST, &["hooks", path])
         .header("idempotency-key", &key)
         .json(body);
-    let answer = client.send_and_wait(request, EXAMPLE_TIMEOUT).await?;
+    let (status, answer) = match client.send_and_wait(request, EXAMPLE_TIMEOUT).await {
+        Ok(answer) => (answer.status, answer.body),
+        // Its execution says more.
+        Err(Failure::Refused(refusal)) => (refusal.status, refusal.body),
+        Err(failure) => return Err(failure),
+    };
     let query = [
         ("workflow", workflow.to_owned()),
         ("limit", "100".to_owned()),
@@ -141,21 +148,17 @@ async fn show_webhook(
         .cloned()
         .ok_or_else(|| Failure::Failed(format!("there is no execution of {workflow}")))?;
     let runs = executions::node_runs(client, &member(&execution, "id")).await?;
-    let succeeded = answer.status < 300;
+    let succeeded = status < 300;
     if output.is_json() {
         output.json_line(&json!({
-            "webhook": path, "request": body, "status": answer.status, "answer": answer.body,
+            "webhook": path, "request": body, "status": status, "answer": answer,
             "execution": execution, "node_runs": runs,
         }));
         return Ok(succeeded);
     }
     output.line(format!("\n{}", output.paint.bold(title)));
     output.line(format!("POST /hooks/{path} {body}"));
-    output.line(format!(
-        "{} {}",
-        answer.status,
-        harmless(&answer.body.to_string())
-    ));
+    output.line(format!("{} {}", status, harmless(&answer.to_string())));
     output.line(format!("execution {}", member(&execution, "id")));
     executions::print_node_runs(&runs, output);
     Ok(succeeded)
@@ -171,7 +174,7 @@ async fn show_agent(client: &Client, output: &Output) -> Result<bool, Failure> {
         )
         .await?;
     let id = member(&session, "id");
-    let message = json!({"content": "Where is my order A-1001, and what else did ada@analytical.example order?"});
+    let message = json!({"content": "Where is my order A-1001, what else did ada@analytical.example order, and do you have bells?"});
     let request = client
         .request(Method::POST, &["v1", "sessions", &id, "messages"])
         .json(&message);
@@ -222,6 +225,23 @@ fn print_pointers(host: &Host, service_url: &str, output: &Output) {
         "  curl -H \"Authorization: Bearer $CALLBOARD_KEY\" -H 'Content-Type: application/json' \\\n       \
          -d '{\"email\": \"emil@kiosk.example\", \"name\": \"Emil\"}' $CALLBOARD_SERVER/hooks/leads",
     );
-    output.line("  callboard run order-quote --follow --input '{\"lines\": [{\"sku\": \"gear\", \"quantity\": 3}]}'");
-    output.line("  callboard chat support-desk");
+    let program = program();
+    output.line(format!(
+        "  {program} run order-quote --follow --input '{{\"lines\": [{{\"sku\": \"gear\", \"quantity\": 3}}]}}'"
+    ));
+    output.line(format!("  {program} chat support-desk"));
+}
+
+/// How to call this program from the current directory.
+fn program() -> String {
+    let called = std::env::args().next().unwrap_or_default();
+    if !called.is_empty() && !called.contains('/') {
+        return called;
+    }
+    let path = std::env::current_exe().unwrap_or_else(|_| called.into());
+    let directory = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&directory)
+        .unwrap_or(&path)
+        .display()
+        .to_string()
 }

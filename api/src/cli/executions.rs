@@ -22,7 +22,7 @@ pub enum ExecutionsCommand {
     List(ListArgs),
     /// One execution with its node runs
     Show {
-        /// Id of the execution
+        /// Id of the execution; `last` is the newest one
         id: String,
     },
     /// End executions as cancelled
@@ -33,7 +33,7 @@ pub enum ExecutionsCommand {
     },
     /// Show what happens to an execution until it has ended; the exit code is that of the execution
     Tail {
-        /// Id of the execution
+        /// Id of the execution; `last` is the newest one
         id: String,
     },
 }
@@ -63,13 +63,28 @@ pub async fn run(
 ) -> Result<(), Failure> {
     match command {
         ExecutionsCommand::List(args) => list(client, args, output).await,
-        ExecutionsCommand::Show { id } => show(client, id, output).await,
+        ExecutionsCommand::Show { id } => {
+            show(client, &resolve(client, "executions", id).await?, output).await
+        }
         ExecutionsCommand::Cancel { ids } => cancel(client, ids, output).await,
         ExecutionsCommand::Tail { id } => {
-            let status = follow::follow(client, id, None, output).await?;
-            conclude(client, id, &status, output).await
+            let id = resolve(client, "executions", id).await?;
+            let status = follow::follow(client, &id, None, output).await?;
+            conclude(client, &id, &status, output).await
         }
     }
+}
+
+/// The id that is meant: `last` is that of the newest of the collection.
+pub async fn resolve(client: &Client, collection: &str, id: &str) -> Result<String, Failure> {
+    if id != "last" {
+        return Ok(id.to_owned());
+    }
+    let page = client
+        .get(&["v1", collection], &[("limit", "1".to_owned())])
+        .await?;
+    let newest = data(&page).first().map(|newest| member(newest, "id"));
+    newest.ok_or_else(|| Failure::Failed(format!("there are no {collection} yet")))
 }
 
 async fn list(client: &Client, args: &ListArgs, output: &Output) -> Result<(), Failure> {

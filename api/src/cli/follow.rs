@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::{
@@ -15,6 +15,8 @@ use super::{
 
 /// How often what runs now is drawn again.
 const REDRAW: Duration = Duration::from_millis(120);
+/// How long a step is in progress before that is worth a line, where nothing can be drawn.
+const ANNOUNCED_AFTER: TimeDelta = TimeDelta::milliseconds(250);
 /// How many running steps are shown one by one.
 const LIVE_LINES_MAX: usize = 8;
 /// From how many runs of one step on, as in a `map`, they are shown as one line.
@@ -40,7 +42,7 @@ pub async fn follow(
         drawn: 0,
     };
     let mut redraw = tokio::time::interval(REDRAW);
-    let draws = output.terminal && !output.is_json();
+    let draws = !output.is_json();
     loop {
         let event = {
             // One wait for one event: a reconnection must not begin anew at each tick.
@@ -49,7 +51,7 @@ pub async fn follow(
             loop {
                 tokio::select! {
                     event = &mut next => break event?,
-                    _ = redraw.tick(), if draws => screen.show(&[], &drawing.live(Utc::now())),
+                    _ = redraw.tick(), if draws => screen.show(&drawing.overdue(Utc::now()), &drawing.live(Utc::now())),
                 }
             }
         };
@@ -121,10 +123,12 @@ struct Running {
     kind: String,
     attempt: i64,
     since: DateTime<Utc>,
+    arrived: DateTime<Utc>,
+    announced: bool,
 }
 
 impl Drawing {
-    /// Nothing known yet. On a terminal steps that begin are shown below instead of by lines of their own.
+    /// Nothing known yet. On a terminal what runs is shown below instead of by lines of its own.
     pub fn new(paint: Paint, terminal: bool) -> Self {
         Self {
             paint,
@@ -177,38 +181,58 @@ impl Drawing {
             kind: one_line(&member(data, "type")),
             attempt: attempt(data),
             since: time(data, "started_at").unwrap_or(now),
+            arrived: now,
+            announced: false,
         };
+        self.running.push(run);
+        Vec::new()
+    }
+
+    /// Lines for node runs that have been in progress for a while at `now`, where they are not shown below. What is
+    /// over at once has its one line when it ends.
+    pub fn overdue(&mut self, now: DateTime<Utc>) -> Vec<String> {
+        if self.terminal {
+            return Vec::new();
+        }
+        let mut lines = Vec::new();
+        for place in 0..self.running.len() {
+            let run = &self.running[place];
+            if !run.announced && now - run.arrived >= ANNOUNCED_AFTER {
+                lines.push(self.begun(run));
+                self.running[place].announced = true;
+            }
+        }
+        lines
+    }
+
+    fn begun(&self, run: &Running) -> String {
         let again = run.attempt > 1;
         let tries = if again {
             format!("attempt {}", run.attempt)
         } else {
             String::new()
         };
-        let notes = [run.kind.clone(), tries, self.beside()];
+        let notes = [run.kind.clone(), tries, self.beside(run)];
         let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
         let mark = if again {
             self.paint.yellow("↻")
         } else {
             self.paint.cyan("▸")
         };
-        let line = self.line(
+        self.line(
             run.since,
             &mark,
             &run.step,
             run.item,
             &self.paint.dim(&notes.join("  ")),
-        );
-        self.running.push(run);
-        if self.terminal {
-            Vec::new()
-        } else {
-            vec![line]
-        }
+        )
     }
 
     /// Which other steps are in progress, each once.
-    fn beside(&self) -> String {
-        let mut names: Vec<&str> = self.running.iter().map(|run| run.step.as_str()).collect();
+    fn beside(&self, run: &Running) -> String {
+        let others = self.running.iter().map(|other| other.step.as_str());
+        let mut names: Vec<&str> = others.filter(|step| *step != run.step).collect();
+        names.sort_unstable();
         names.dedup();
         match names.len() {
             0 => String::new(),
@@ -439,189 +463,4 @@ pub fn error_words(error: Option<&Value>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(ms: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp_millis(1_767_225_600_000 + ms).unwrap_or_default()
-    }
-
-    fn stamp(ms: i64) -> String {
-        at(ms).to_rfc3339()
-    }
-
-    fn event(name: &str, data: Value) -> Event {
-        Event {
-            id: String::new(),
-            name: name.to_owned(),
-            data,
-        }
-    }
-
-    fn started() -> Event {
-        event(
-            "execution.started",
-            json!({"workflow": "lead-intake", "version": 2, "started_at": stamp(0)}),
-        )
-    }
-
-    fn node(name: &str, step: &str, ms: i64, more: Value) -> Event {
-        let mut data = json!({"step": step, "type": "http.request", "attempt": 1, "started_at": stamp(ms), "finished_at": stamp(ms)});
-        if let (Some(data), Value::Object(more)) = (data.as_object_mut(), more) {
-            data.extend(more);
-        }
-        event(name, data)
-    }
-
-    fn draw(terminal: bool, events: &[Event]) -> (Drawing, Vec<String>) {
-        let mut drawing = Drawing::new(Paint(false), terminal);
-        let lines = events
-            .iter()
-            .flat_map(|event| drawing.apply(event, at(5_000)))
-            .collect();
-        (drawing, lines)
-    }
-
-    #[test]
-    fn a_plain_run_with_a_retry_and_parallel_branches_reads_line_by_line() {
-        let (drawing, lines) = draw(
-            false,
-            &[
-                started(),
-                node(
-                    "node.finished",
-                    "trigger",
-                    0,
-                    json!({"status": "succeeded", "duration_ms": 0, "type": "trigger"}),
-                ),
-                node("node.started", "swift", 2, json!({})),
-                node("node.started", "steady", 2, json!({})),
-                node(
-                    "node.finished",
-                    "swift",
-                    40,
-                    json!({"status": "failed", "duration_ms": 38, "retry_at": stamp(540), "error": {"code": "http_status", "message": "503\nbusy"}}),
-                ),
-                node("node.started", "swift", 550, json!({"attempt": 2})),
-                node(
-                    "node.finished",
-                    "steady",
-                    600,
-                    json!({"status": "succeeded", "duration_ms": 598, "port": "main"}),
-                ),
-                node(
-                    "node.finished",
-                    "swift",
-                    1_240,
-                    json!({"status": "succeeded", "duration_ms": 690, "attempt": 2, "port": "true"}),
-                ),
-                event(
-                    "execution.finished",
-                    json!({"status": "succeeded", "finished_at": stamp(1_250)}),
-                ),
-            ],
-        );
-        assert_eq!(
-            lines,
-            [
-                "lead-intake version 2",
-                "    +0ms ✓ trigger            0ms",
-                "    +2ms ▸ swift              http.request",
-                "    +2ms ▸ steady             http.request  beside swift",
-                "   +40ms ✗ swift              38ms  attempt 1  http_status: 503 busy  again in 500ms",
-                "  +550ms ↻ swift              http.request  attempt 2  beside steady",
-                "  +600ms ✓ steady             598ms",
-                "  +1.24s ✓ swift              690ms  → true  attempt 2",
-                "● succeeded in 1.25s",
-            ]
-        );
-        assert_eq!(drawing.ended(), Some("succeeded"));
-        assert!(drawing.live(at(2_000)).is_empty());
-    }
-
-    #[test]
-    fn on_a_terminal_what_runs_is_shown_below_and_beginnings_leave_no_line() {
-        let (drawing, lines) = draw(
-            true,
-            &[
-                started(),
-                node("node.started", "swift", 100, json!({})),
-                node("node.started", "steady", 200, json!({"attempt": 3})),
-            ],
-        );
-        assert_eq!(lines, ["lead-intake version 2"]);
-        assert_eq!(
-            drawing.live(at(1_300)),
-            [
-                "         ◌ swift              1.20s  http.request",
-                "         ◌ steady             1.10s  http.request  attempt 3",
-            ]
-        );
-    }
-
-    #[test]
-    fn many_elements_of_a_map_are_one_line_and_each_has_its_place() {
-        let mut events = vec![started()];
-        events.extend(
-            (0..5).map(|index| node("node.started", "stock", 1, json!({"item_index": index}))),
-        );
-        events.push(node(
-            "node.finished",
-            "stock",
-            9,
-            json!({"item_index": 3, "status": "succeeded", "duration_ms": 8}),
-        ));
-        let (drawing, lines) = draw(true, &events);
-        assert_eq!(lines[1], "    +9ms ✓ stock[3]           8ms");
-        assert_eq!(
-            drawing.live(at(10)),
-            ["         ◌ stock              4 at once"]
-        );
-    }
-
-    #[test]
-    fn a_wait_is_shown_once_until_something_goes_on() {
-        let waiting = event("execution.waiting", json!({"wake_at": stamp(60_000)}));
-        let (mut drawing, lines) = draw(true, &[started(), waiting.clone(), waiting.clone()]);
-        assert_eq!(
-            lines[1..],
-            ["  +5.00s ⏸ waiting until 2026-01-01 00:01:00 UTC"]
-        );
-        assert_eq!(drawing.live(at(0)).len(), 1);
-        drawing.apply(&node("node.started", "next", 60_001, json!({})), at(60_001));
-        assert!(drawing.live(at(60_002))[0].contains("next"));
-        assert_eq!(drawing.apply(&waiting, at(60_003)).len(), 1);
-    }
-
-    #[test]
-    fn a_failed_run_names_the_step_and_the_reason() {
-        let error = json!({"code": "http_status", "message": "404", "step": "enrich"});
-        let (drawing, lines) = draw(
-            false,
-            &[
-                started(),
-                event(
-                    "execution.finished",
-                    json!({"status": "failed", "finished_at": stamp(10), "error": error}),
-                ),
-            ],
-        );
-        assert_eq!(
-            &lines[1..],
-            ["● failed in 10ms", "  in step enrich: http_status: 404"]
-        );
-        assert_eq!(drawing.ended(), Some("failed"));
-    }
-
-    #[test]
-    fn a_resumed_stream_that_begins_in_the_middle_is_drawn_all_the_same() {
-        let (_, lines) = draw(
-            false,
-            &[
-                node("node.finished", "x", 5, json!({"status": "skipped"})),
-                event("something.new", json!({})),
-            ],
-        );
-        assert_eq!(lines, ["         – x                  skipped"]);
-    }
-}
+mod tests;

@@ -267,8 +267,9 @@ fn start_log(format: LogFormat) {
     use tracing_subscriber::EnvFilter;
 
     // The model client logs requests and answers whole, which may hold what nobody should read in a log.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,ractor=warn,sqlx=warn,async_openai=off"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new("info,poem=warn,ractor=warn,sqlx=warn,async_openai=off")
+    });
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::{
     Failure,
-    chat::Conversation,
+    chat::{Conversation, usage_words},
     client::{Client, Tail},
-    executions::{data, print_list},
+    executions::{data, print_list, resolve},
     output::{Output, harmless, member, member_time},
 };
 
@@ -32,12 +32,12 @@ pub enum SessionsCommand {
     },
     /// One session with its transcript
     Show {
-        /// Id of the session
+        /// Id of the session; `last` is the newest one
         id: String,
     },
     /// Show what has happened and what happens in a session, until interrupted
     Tail {
-        /// Id of the session
+        /// Id of the session; `last` is the newest one
         id: String,
     },
 }
@@ -62,8 +62,12 @@ pub async fn run(
             list(&client.get(&["v1", "sessions"], &query).await?, output);
             Ok(())
         }
-        SessionsCommand::Show { id } => show(client, id, output).await,
-        SessionsCommand::Tail { id } => tail(client, id, output).await,
+        SessionsCommand::Show { id } => {
+            show(client, &resolve(client, "sessions", id).await?, output).await
+        }
+        SessionsCommand::Tail { id } => {
+            tail(client, &resolve(client, "sessions", id).await?, output).await
+        }
     }
 }
 
@@ -71,30 +75,14 @@ fn list(page: &Value, output: &Output) {
     print_list(
         page,
         output,
-        &[
-            "ID",
-            "AGENT",
-            "STATUS",
-            "OPENED",
-            "CHANGED",
-            "MODEL CALLS",
-            "TOOL CALLS",
-        ],
+        &["ID", "AGENT", "STATUS", "OPENED", "CHANGED"],
         |session| {
-            let used = |name| {
-                session
-                    .get("usage")
-                    .map(|usage| member(usage, name))
-                    .unwrap_or_default()
-            };
             vec![
                 member(session, "id"),
                 member(session, "agent"),
                 member(session, "status"),
                 member_time(session, "created_at"),
                 member_time(session, "updated_at"),
-                used("model_calls"),
-                used("tool_calls"),
             ]
         },
     );
@@ -128,6 +116,8 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
             ));
         }
     }
+    let usage = session.get("usage").filter(|usage| !usage.is_null());
+    output.line(format!("{:<14} {}", "used", usage_words(usage)));
     output.line("");
     for line in rows.iter().flat_map(|row| transcript_lines(row, output)) {
         output.line(line);

@@ -24,6 +24,8 @@ mod problem;
 mod routes;
 mod server;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 use problem::{ApiError, ApiResult};
@@ -49,7 +51,9 @@ pub struct ServeOptions {
     pub no_auth: bool,
     /// The largest request body in bytes; a larger one is answered 413.
     pub max_body: usize,
-    /// Cancelled to stop: nothing new is accepted, what runs is finished.
+    /// Cancelled to drain: requests are still answered, those that would start something with 503.
+    pub draining: CancellationToken,
+    /// Cancelled to stop: no connection is accepted, streams end, what is in flight is finished.
     pub shutdown: CancellationToken,
     /// How long requests in flight may take to finish after `shutdown`; then they are cut.
     pub drain_timeout: Duration,
@@ -64,10 +68,11 @@ pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
         listener,
         no_auth,
         max_body,
+        draining,
         shutdown,
         drain_timeout,
     } = options;
-    let state = State::new(app, no_auth, max_body, shutdown.clone());
+    let state = State::new(app, no_auth, max_body, draining, shutdown.clone());
     server::run(listener, front::Front::new(state), shutdown, drain_timeout).await
 }
 
@@ -75,6 +80,7 @@ pub async fn serve(app: App, options: ServeOptions) -> io::Result<()> {
 struct State {
     app: App,
     max_body: usize,
+    draining: CancellationToken,
     shutdown: CancellationToken,
     keys: auth::Keys,
     hooks: hooks::Hooks,
@@ -85,7 +91,13 @@ struct State {
 }
 
 impl State {
-    fn new(app: App, no_auth: bool, max_body: usize, shutdown: CancellationToken) -> Arc<Self> {
+    fn new(
+        app: App,
+        no_auth: bool,
+        max_body: usize,
+        draining: CancellationToken,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             keys: auth::Keys::new(app.core.db.clone(), no_auth),
             hooks: hooks::Hooks::default(),
@@ -93,6 +105,7 @@ impl State {
             documents_changing: tokio::sync::Mutex::default(),
             app,
             max_body,
+            draining,
             shutdown,
         })
     }
@@ -105,13 +118,27 @@ impl State {
             .ok_or_else(|| ApiError::internal("a request came past the front"))
     }
 
+    /// Whether the host is stopping, whichever part of it has been reached.
+    fn is_stopping(&self) -> bool {
+        self.draining.is_cancelled() || self.shutdown.is_cancelled()
+    }
+
     /// # Errors
     /// 503 when the host is stopping: what is started now would be handed over at once.
     fn takes_work(&self) -> ApiResult<()> {
-        if self.shutdown.is_cancelled() {
+        if self.is_stopping() {
             Err(ApiError::draining())
         } else {
             Ok(())
+        }
+    }
+
+    /// What `waiting` gives, or `None` when the host stops first: whoever waits is then told where to look.
+    async fn unless_stopped<T>(&self, waiting: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            found = waiting => found,
+            () = self.shutdown.cancelled() => None,
         }
     }
 }

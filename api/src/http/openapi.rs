@@ -77,11 +77,15 @@ fn page(document: &str) -> (String, String) {
     (html, policy)
 }
 
-/// The texts of all script elements.
+/// The texts of all script elements. What looks like one inside another is text.
 fn inline_scripts(html: &str) -> impl Iterator<Item = &str> {
-    html.split("<script").skip(1).filter_map(|rest| {
-        let (_, script) = rest.split_once('>')?;
-        script.split_once("</script>").map(|(script, _)| script)
+    let mut rest = html;
+    std::iter::from_fn(move || {
+        let (_, element) = rest.split_once("<script")?;
+        let (_, content) = element.split_once('>')?;
+        let (script, after) = content.split_once("</script>")?;
+        rest = after;
+        Some(script)
     })
 }
 
@@ -274,15 +278,27 @@ mod tests {
     #[test]
     fn the_page_runs_no_script_but_its_own() {
         let (html, policy) = page(r#"{"info":{"title":"</script><script>alert(1)"}}"#);
-        assert_eq!(
-            inline_scripts(&html).count(),
-            policy.matches("'sha256-").count()
+        let scripts: Vec<&str> = inline_scripts(&html).collect();
+        assert_eq!((scripts.len(), policy.matches("'sha256-").count()), (2, 2));
+        assert!(
+            scripts[0].len() > 1_000_000,
+            "the first is the whole library"
         );
+        assert!(scripts[1].contains("SwaggerUIBundle("));
         assert!(
             html.contains(r"<\/script><script>alert(1)"),
             "the document is in the page, and harmless"
         );
         assert!(!policy.contains("script-src 'unsafe-inline'"));
+    }
+
+    #[test]
+    fn a_script_ends_where_the_browser_ends_it() {
+        let html = "<script charset=x>a('<script>')</script><p><script>b</script>";
+        assert_eq!(
+            inline_scripts(html).collect::<Vec<_>>(),
+            ["a('<script>')", "b"]
+        );
     }
 
     #[test]

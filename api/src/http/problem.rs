@@ -248,13 +248,16 @@ impl ApiError {
             headers,
             cause,
         } = *self.0;
-        if status.is_server_error() {
-            match &cause {
-                Some(cause) => {
-                    tracing::error!(trace_id, %status, %code, cause = %Chain(cause.as_ref()), "request failed")
-                }
-                None => tracing::warn!(trace_id, %status, %code, %detail, "request failed"),
+        match &cause {
+            Some(cause) => {
+                let cause = Chain(cause.as_ref());
+                tracing::error!(trace_id, %status, %code, %cause, "request failed");
             }
+            // What the client is told is all there is to know: a run that failed, a probe while the host stops.
+            None if status.is_server_error() => {
+                tracing::debug!(trace_id, %status, %code, %detail, "request failed");
+            }
+            None => {}
         }
         let (content_type, body) = if faults.is_empty() {
             let mut problem = Map::new();

@@ -7,6 +7,8 @@
 
 mod perform;
 mod publish;
+mod saved;
+mod waiting;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -17,12 +19,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 
 use self::publish::Notice;
-use super::execution_manager as manager;
+use super::{AbortOnDrop, execution_manager as manager};
 use crate::{
-    executions::{ActionError, Ended, Host, Progress},
+    executions::{ActionError, Host, Progress},
     id::ExecutionId,
     item::{Item, Items},
     model::execution::{Decision, Effect, End, Event, Execution, Record, RunKey, WaitEnd},
@@ -33,8 +34,6 @@ use crate::{
     },
 };
 
-/// A wait that ends sooner than this is not worth giving the actor up for.
-const PASSIVATION_MIN: TimeDelta = TimeDelta::milliseconds(250);
 /// How long an execution is kept although it only waits: somebody has just asked for it, or a child may end soon.
 const LINGER: TimeDelta = TimeDelta::seconds(2);
 /// How many inline steps one message may run before other messages get their turn.
@@ -116,6 +115,7 @@ pub struct State {
     row: Option<Box<NewExecution>>,
     trigger: String,
     context: Arc<Value>,
+    version: i32,
     /// `$execution` and `$workflow`.
     about: (Arc<Value>, Arc<Value>),
     answers_list: bool,
@@ -127,7 +127,9 @@ pub struct State {
     held: VecDeque<(Mark, Effect)>,
     notices: VecDeque<(Mark, Notice)>,
     cancel_replies: Vec<oneshot::Sender<Result<(), ActionError>>>,
-    timers: HashMap<RunKey, JoinHandle<()>>,
+    timers: HashMap<RunKey, AbortOnDrop>,
+    /// The one for the time limit.
+    deadline: Option<AbortOnDrop>,
     /// Children whose start is not known to be durable: until it is, the execution stays in memory.
     children_starting: HashSet<ExecutionId>,
     /// Not given up before this: somebody has just asked for it, or a child may end soon.
@@ -136,6 +138,9 @@ pub struct State {
     leaving: Option<Mark>,
 }
 
+/// A message about a visit, and when to send it.
+type Timer = (RunKey, DateTime<Utc>, fn(RunKey) -> Msg);
+
 /// What one message gives rise to, until it is appended.
 #[derive(Default)]
 struct Turn {
@@ -143,7 +148,7 @@ struct Turn {
     held: Vec<Effect>,
     notices: Vec<Notice>,
     events: VecDeque<Event>,
-    timers: Vec<(RunKey, DateTime<Utc>, fn(RunKey) -> Msg)>,
+    timers: Vec<Timer>,
 }
 
 impl Actor for ExecutionActor {
@@ -197,19 +202,10 @@ impl Actor for ExecutionActor {
             ),
             Msg::Child(child, with) => self.child(&myself, state, child, *with),
             Msg::Idle => self.run(&myself, state, Decision::default(), VecDeque::new()),
-            Msg::Deadline => self.deadline(&myself, state),
+            Msg::Deadline => self.deadline_reached(&myself, state),
             Msg::Cancel(reply) => self.cancel(&myself, state, reply),
             Msg::Fenced => self.fenced(&myself, state),
         }
-        Ok(())
-    }
-
-    async fn post_stop(
-        &self,
-        _: ActorRef<Msg>,
-        state: &mut State,
-    ) -> Result<(), ActorProcessingErr> {
-        state.timers.values().for_each(JoinHandle::abort);
         Ok(())
     }
 }
@@ -241,6 +237,7 @@ impl State {
             row,
             trigger,
             context,
+            version,
             about,
             answers_list,
             parent_id,
@@ -251,6 +248,7 @@ impl State {
             notices: VecDeque::new(),
             cancel_replies: Vec::new(),
             timers: HashMap::new(),
+            deadline: None,
             children_starting: HashSet::new(),
             linger_until,
             leaving: None,
@@ -295,7 +293,7 @@ fn finished(report: Report) -> Event {
 impl ExecutionActor {
     fn go(&self, myself: &ActorRef<Msg>, state: &mut State) {
         if let Some(deadline) = state.execution.deadline() {
-            self.arm_deadline(myself, deadline);
+            self.arm_deadline(myself, state, deadline);
         }
         if state.execution.last_seq() < 0 {
             let items = Item::from_body(state.body().clone());
@@ -421,11 +419,11 @@ impl ExecutionActor {
         if !ended && turn.held.is_empty() && turn.events.is_empty() && self.may_passivate(state) {
             turn.writes
                 .push(Write::ExecutionChanged(Box::new(self.waiting_row(state))));
-            turn.notices.push(Notice::Waiting);
+            turn.notices.push(Notice::Waiting(state.execution.waits()));
             state.leaving = Some(state.appended + 1);
             turn.timers.clear();
         } else if !turn.timers.is_empty() && state.execution.is_waiting().is_some() {
-            turn.notices.push(Notice::Waiting);
+            turn.notices.push(Notice::Waiting(state.execution.waits()));
         }
         if !turn.writes.is_empty() {
             state.appended += 1;
@@ -454,135 +452,6 @@ impl ExecutionActor {
         } else {
             self.look_again(myself, state);
         }
-    }
-
-    /// Whether nothing is left to do for so long that the actor should go.
-    fn may_passivate(&self, state: &State) -> bool {
-        let Some(wake_at) = state.execution.is_waiting() else {
-            return false;
-        };
-        let now = Utc::now();
-        state.held.is_empty()
-            && state.children_starting.is_empty()
-            && state.linger_until <= now
-            && wake_at.is_none_or(|at| at > now + PASSIVATION_MIN)
-    }
-
-    /// While an execution that only waits is kept for a little longer: looks again when that is over.
-    fn look_again(&self, myself: &ActorRef<Msg>, state: &State) {
-        let left = state.linger_until - Utc::now();
-        if left > TimeDelta::zero() && state.execution.is_waiting().is_some() {
-            myself.send_after(
-                left.to_std().unwrap_or_default() + std::time::Duration::from_millis(1),
-                || Msg::Idle,
-            );
-        }
-    }
-
-    fn saved(
-        &self,
-        myself: &ActorRef<Msg>,
-        state: &mut State,
-        mark: Mark,
-        result: Result<(), StoreError>,
-    ) {
-        match result {
-            Ok(()) => {
-                state.saved = state.saved.max(mark);
-                state
-                    .progress
-                    .send_modify(|progress| progress.stored = Some(Ok(())));
-                self.release(myself, state);
-            }
-            Err(StoreError::Fenced | StoreError::Closed) => {
-                state.progress.send_modify(|progress| {
-                    progress.stored.get_or_insert(Err(StoreError::Fenced));
-                });
-                self.host.kill_runs(state.execution.id());
-                myself.stop(None);
-            }
-            Err(error) => self.refused(myself, state, &error),
-        }
-    }
-
-    /// The store will not take what this execution wrote, whatever is tried: it fails, and says so.
-    fn refused(&self, myself: &ActorRef<Msg>, state: &mut State, error: &StoreError) {
-        tracing::error!(execution = %state.execution.id(), %error, "what the execution wrote was refused");
-        self.host.kill_runs(state.execution.id());
-        state.progress.send_modify(|progress| {
-            progress.stored.get_or_insert(Err(error.clone()));
-        });
-        self.tell_manager(manager::Msg::Unsaveable(
-            state.execution.id(),
-            error.to_string(),
-        ));
-        myself.stop(None);
-    }
-
-    /// Performs, publishes and answers what was waiting for marks that are durable now.
-    fn release(&self, myself: &ActorRef<Msg>, state: &mut State) {
-        self.publish_saved(state);
-        let mut decision = Decision::default();
-        while state
-            .held
-            .front()
-            .is_some_and(|(mark, _)| *mark <= state.saved)
-        {
-            let Some((_, effect)) = state.held.pop_front() else {
-                break;
-            };
-            match effect {
-                Effect::Start { key, attempt, .. } => decision.effects.push(Effect::Start {
-                    key,
-                    attempt,
-                    barrier: false,
-                }),
-                Effect::Expand { key, .. } => decision.effects.push(Effect::Expand {
-                    key,
-                    barrier: false,
-                }),
-                Effect::StartChild(_, child) => {
-                    self.host.start_child(myself, state.execution.id(), *child)
-                }
-                Effect::CancelChild(child) => self.host.cancel_child(child),
-                Effect::Respond(response) => state.progress.send_modify(|progress| {
-                    progress.response.get_or_insert(response);
-                }),
-                Effect::Kill(_) | Effect::Delay(..) | Effect::WakeAt(..) => {}
-            }
-        }
-        if state.leaving.is_some_and(|mark| mark <= state.saved) {
-            self.leave(myself, state);
-        } else if !decision.effects.is_empty() {
-            self.run(myself, state, decision, VecDeque::new());
-        } else if state.leaving.is_none() && self.may_passivate(state) {
-            self.run(myself, state, decision, VecDeque::new());
-        } else {
-            self.look_again(myself, state);
-        }
-    }
-
-    fn leave(&self, myself: &ActorRef<Msg>, state: &mut State) {
-        for reply in state.cancel_replies.drain(..) {
-            drop(reply.send(Ok(())));
-        }
-        if let Some(end) = state.execution.ended() {
-            let ended = Ended {
-                status: end.status,
-                output: state.output(&end.output),
-                error: end.error.clone(),
-            };
-            if let Some(parent) = state.parent_id {
-                self.host.child_ended(parent, state.execution.id(), &ended);
-            }
-            state
-                .progress
-                .send_modify(|progress| progress.ended = Some(ended));
-        } else {
-            let wake_at = state.execution.is_waiting().flatten();
-            self.tell_manager(manager::Msg::Passivated(wake_at));
-        }
-        myself.stop(None);
     }
 
     fn fenced(&self, myself: &ActorRef<Msg>, state: &State) {
@@ -615,50 +484,6 @@ impl ExecutionActor {
     ) {
         state.cancel_replies.push(reply);
         self.decide(myself, state, Event::CancelRequested { at: Utc::now() });
-    }
-
-    fn deadline(&self, myself: &ActorRef<Msg>, state: &mut State) {
-        let now = Utc::now();
-        match state.execution.deadline() {
-            // Waiting does not count; what was waited is known once the wait is over.
-            Some(_) if state.execution.is_waiting().is_some() => {
-                self.arm_deadline(myself, now + TimeDelta::seconds(1))
-            }
-            Some(deadline) if deadline > now => self.arm_deadline(myself, deadline),
-            Some(_) => self.decide(myself, state, Event::TimedOut { at: now }),
-            None => {}
-        }
-    }
-
-    fn arm_deadline(&self, myself: &ActorRef<Msg>, at: DateTime<Utc>) {
-        myself.send_after((at - Utc::now()).to_std().unwrap_or_default(), || {
-            Msg::Deadline
-        });
-    }
-
-    fn arm(
-        &self,
-        myself: &ActorRef<Msg>,
-        state: &mut State,
-        key: RunKey,
-        at: DateTime<Utc>,
-        message: fn(RunKey) -> Msg,
-    ) {
-        let (to, after) = (
-            myself.clone(),
-            (at - Utc::now()).to_std().unwrap_or_default(),
-        );
-        let timer = tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            // Wall clock and timer may differ by a little; a wait must never seem to end early.
-            while Utc::now() < at {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            }
-            drop(to.cast(message(key)));
-        });
-        if let Some(earlier) = state.timers.insert(key, timer) {
-            earlier.abort();
-        }
     }
 
     fn ended_row(&self, state: &State, end: &End) -> ExecutionChange {

@@ -33,8 +33,8 @@ pub(crate) mod supervisor;
 const INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Pulses for waits that end are at least this far apart.
 const INTERVAL_MIN: Duration = Duration::from_millis(20);
-/// Pulses between two rounds of [`chores`].
-const CHORES_EVERY: u64 = 60;
+/// Time between two rounds of [`chores`].
+const CHORES_EVERY: Duration = Duration::from_secs(60);
 
 /// As for the writers of the journal: look-ups by key whose right plan is known, even while tables are empty.
 pub(crate) const SETTINGS: [(&str, &str); 6] = [
@@ -126,6 +126,8 @@ pub(crate) struct State {
     /// The last pulse failed.
     failing: bool,
     reading_documents: bool,
+    /// When the last round of chores began.
+    chores_at: Option<Instant>,
     tasks: Tasks,
 }
 
@@ -175,6 +177,7 @@ impl Actor for Membership {
             sent: 0,
             failing: false,
             reading_documents: false,
+            chores_at: None,
             tasks,
         })
     }
@@ -227,7 +230,8 @@ impl State {
             drop(myself.cast(Msg::Pulsed(Box::new(pulsed)))); // an error: the actor has stopped
         });
         self.tasks.pulse = Some(AbortOnDrop(task.abort_handle()));
-        if self.sent % CHORES_EVERY == 1 {
+        if self.chores_at.is_none_or(|at| at.elapsed() >= CHORES_EVERY) {
+            self.chores_at = Some(Instant::now());
             let task = tokio::spawn(chores(self.setup.db.clone()));
             self.tasks.chores = Some(AbortOnDrop(task.abort_handle()));
         }

@@ -64,9 +64,12 @@ impl Standing {
         self.fenced.load(Ordering::Acquire)
     }
 
-    /// Waits until [`Standing::lose`]. For one waiter.
+    /// Waits until [`Standing::lose`], if that was not before. For one waiter at a time.
     pub(crate) async fn lost(&self) {
-        self.lost.notified().await;
+        let lost = self.lost.notified();
+        if !self.is_fenced() {
+            lost.await;
+        }
     }
 
     /// Whether the lease is good now: not fenced, and renewed less than a lease ago.

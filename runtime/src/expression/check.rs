@@ -70,7 +70,12 @@ fn both(text: &str, surroundings: [(&str, &str); 2]) -> Result<(), SyntaxError> 
 
 fn new_parser() -> rquickjs::Result<Context> {
     let runtime = engine::new_runtime()?;
-    Context::custom::<(intrinsic::Eval, intrinsic::RegExpCompiler)>(&runtime)
+    // Declaring an asynchronous function takes promises.
+    Context::custom::<(
+        intrinsic::Eval,
+        intrinsic::RegExpCompiler,
+        intrinsic::Promise,
+    )>(&runtime)
 }
 
 fn parse(ctx: &Ctx<'_>, text: &str, before: &str, after: &str) -> Result<(), SyntaxError> {
@@ -142,7 +147,7 @@ mod tests {
             ("'é' 5", 5),
             ("1 +\n + * 2", 7),
             ("a ?? b || c", 7),
-            ("f() = 1", 4),
+            ("f() = 1", 6),
             ("await x", 6),
         ] {
             assert_eq!(expression(text).unwrap_err().offset, offset, "{text}");

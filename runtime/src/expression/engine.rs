@@ -145,27 +145,19 @@ struct Engine {
 }
 
 impl Engine {
-    fn new() -> rquickjs::Result<Self> {
-        let runtime = new_runtime()?;
+    fn new() -> Result<Self, Failure> {
+        Self::start().map_err(|fault| format!("the script engine did not start: {fault}"))
+    }
+
+    fn start() -> Result<Self, Failure> {
+        let plain = |error: Error| error.to_string();
+        let runtime = new_runtime().map_err(plain)?;
         let state = Rc::new(State::default());
         let clock = Rc::clone(&state);
         runtime.set_interrupt_handler(Some(Box::new(move || clock.is_late())));
-        let context = Context::custom::<Intrinsics>(&runtime)?;
-        let [run, script, well_formed_text, well_formed_json] = context.with(|ctx| {
-            let host = host::install(&ctx, &state)?;
-            let prelude: Function<'_> = compile(&ctx, PRELUDE, "prelude")?;
-            let made: rquickjs::Object<'_> = prelude.call((host,))?;
-            let keep = |name: &str| {
-                let function: Function<'_> = made.get(name)?;
-                Ok::<_, Error>(Persistent::save(&ctx, function))
-            };
-            Ok::<_, Error>([
-                keep("run")?,
-                keep("script")?,
-                keep("wellFormedText")?,
-                keep("wellFormedJson")?,
-            ])
-        })?;
+        let context = Context::custom::<Intrinsics>(&runtime).map_err(plain)?;
+        let [run, script, well_formed_text, well_formed_json] = context
+            .with(|ctx| prelude(&ctx, &state).map_err(|error| describe(&ctx, error).0.message))?;
         Ok(Self {
             functions: Functions::default(),
             run,
@@ -178,6 +170,26 @@ impl Engine {
     }
 }
 
+/// Sets the realm up and locks it. Gives the functions the program calls.
+fn prelude(
+    ctx: &Ctx<'_>,
+    state: &Rc<State>,
+) -> rquickjs::Result<[Persistent<Function<'static>>; 4]> {
+    let host = host::install(ctx, state)?;
+    let prelude: Function<'_> = compile(ctx, PRELUDE, "prelude")?;
+    let made: rquickjs::Object<'_> = prelude.call((host,))?;
+    let keep = |name: &str| {
+        let function: Function<'_> = made.get(name)?;
+        Ok::<_, Error>(Persistent::save(ctx, function))
+    };
+    Ok([
+        keep("run")?,
+        keep("script")?,
+        keep("wellFormedText")?,
+        keep("wellFormedJson")?,
+    ])
+}
+
 /// Runs `call` in this thread's engine. The engine is kept unless a limit was hit or something was left to do.
 fn with_engine(
     frame: Frame,
@@ -187,8 +199,7 @@ fn with_engine(
     let kept = ENGINE.with_borrow_mut(Option::take);
     let mut engine = match kept {
         Some(engine) => engine,
-        None => Engine::new()
-            .map_err(|error| Failure::from(format!("the script engine did not start: {error}")))?,
+        None => Engine::new()?,
     };
     engine.state.begin(frame, limit);
     let context = engine.context.clone();
@@ -203,7 +214,8 @@ fn with_engine(
                 Err(thrown)
             })
     });
-    if engine.state.is_late() {
+    // A value that came late but was not stopped is a value: the machine may just be busy.
+    if engine.state.was_stopped() {
         spoiled = true;
         let line = result.err().and_then(|thrown| thrown.line);
         let message = format!("took longer than {} ms", limit.as_millis());
@@ -313,13 +325,19 @@ fn describe(ctx: &Ctx<'_>, error: Error) -> (Thrown, bool) {
     }
     let thrown = ctx.catch();
     let Some(exception) = thrown.as_exception() else {
-        let text = match ctx.json_stringify(thrown) {
-            Ok(Some(text)) => text.to_string().unwrap_or_default(),
-            _ => String::new(),
+        // An engine without the memory for an exception throws null.
+        let spoiled = thrown.is_null();
+        let kind = thrown.type_name();
+        let message = match ctx.json_stringify(thrown) {
+            _ if spoiled => format!(
+                "threw null, as a script does that needs more than {} MiB of memory",
+                MEMORY_BYTES_MAX >> 20
+            ),
+            Ok(Some(text)) => format!("threw {}", text.to_string().unwrap_or_default()),
+            Ok(None) => format!("threw a value of type {kind}"),
+            Err(_) => return (no_memory(), true),
         };
-        // So does an engine without the memory for an exception.
-        let spoiled = text == "null";
-        return (failure(&format!("threw {}", shortened(&text))), spoiled);
+        return (failure(&shortened(&message)), spoiled);
     };
     let name = exception
         .get::<_, String>("name")

@@ -60,6 +60,11 @@ impl State {
         self.deadline.set(None);
     }
 
+    /// Whether `is_late` was ever true since `begin`, and so whether anything was told to stop.
+    pub fn was_stopped(&self) -> bool {
+        self.expired.get()
+    }
+
     /// Whether the time is up. Stays so until the next `begin`.
     pub fn is_late(&self) -> bool {
         if self.deadline.get().is_some_and(|end| Instant::now() >= end) {

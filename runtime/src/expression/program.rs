@@ -277,7 +277,7 @@ mod tests {
     fn look_ups_are_numbered_and_everything_else_is_kept() {
         for (source, expected) in [
             (
-                "$json.a.trim() /* c */ + $json.a",
+                "$json.a.trim() /* c */ + $json.b",
                 "$$get(0).trim() /* c */ + $$get(1)",
             ),
             ("$json.a.b.length + $json.a.b.length", "$$get(0) + $$get(0)"),

@@ -9,6 +9,7 @@ use super::{
     excerpt, names, native,
     native::Node,
     program::Program,
+    script::Script,
     token::{Token, tokens_until_close},
     value::{Failure, Val},
 };
@@ -286,6 +287,9 @@ impl Compiler {
             .iter()
             .map(|(name, value)| {
                 let part = if verbatim.contains(&name.as_str()) {
+                    if let Value::String(program) = value {
+                        self.references.merge(Script::new(program).references());
+                    }
                     Part::Literal(value.clone())
                 } else {
                     self.below(name.clone(), value)

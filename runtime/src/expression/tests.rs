@@ -24,7 +24,7 @@ fn scope() -> Scope {
         Item::new(json!({
             "name": "Ada", "empty": "", "zero": 0, "n": 42, "f": 1.5, "neg": -7, "yes": true, "no": false, "nil": null,
             "text": "1,5", "digits": "12", "emoji": "a😀b", "list": [1, 2, 3], "none": [], "obj": {"a": {"b": [10, {"c d": "deep"}]}},
-            "nothing": {}, "big": 9_007_199_254_740_993_i64, "huge": u64::MAX, "tiny": 1e-7, "key": "name", "toString": "own",
+            "nothing": {},  "tiny": 1e-7, "key": "name", "toString": "own",
             "items": [{"k": 1}, {"k": 2}, {"k": 2}], "umlaut": "Grüße", "date": "2024-02-28T10:00:00Z"
         }))
         .paired(0),
@@ -41,7 +41,7 @@ fn scope() -> Scope {
         trigger: Arc::new(
             json!({"body": {"x": 5}, "query": {}, "headers": {"x-a": "1"}, "method": "POST"}),
         ),
-        vars: Arc::new(json!({"x": "var"})),
+        vars: Arc::new(json!({"x": "var", "big": 9_007_199_254_740_993_i64, "huge": u64::MAX})),
         env: Arc::new(json!({"HOME": "/"})),
         now: "2024-05-06T07:08:09.123Z".parse().unwrap(),
         timezone: "Europe/Berlin".into(),

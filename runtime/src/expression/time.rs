@@ -10,6 +10,9 @@ const MILLIS_MAX: i64 = 8_000_000_000_000_000;
 
 /// The zone of this name. Fails for names that are not in the IANA list.
 pub(super) fn zone(name: &str) -> Result<Tz, Failure> {
+    if name.eq_ignore_ascii_case("utc") {
+        return Ok(Tz::UTC);
+    }
     name.parse()
         .map_err(|_| format!("`{name}` is no time zone"))
 }

@@ -156,8 +156,8 @@ impl<'a> Scanner<'a> {
             '/' if self.operand_next => self.regex()?,
             '}' if matches!(self.open.last(), Some((b'`', _))) => {
                 self.at += 1;
-                self.open.pop();
-                self.template(start, Kind::TemplateTail, Kind::TemplateMiddle)?
+                let opened = self.open.pop().map_or(start, |(_, at)| at);
+                self.template(opened, Kind::TemplateTail, Kind::TemplateMiddle)?
             }
             c if is_name(c) || c == '\\' => self.name(),
             _ => self.punctuation()?,
@@ -351,6 +351,8 @@ impl<'a> Scanner<'a> {
             self.open.pop();
             return Ok(());
         }
+        // What is still open is where the mistake is, more often than what closes.
+        self.finish()?;
         let closing = self.rest().chars().next().unwrap_or_default();
         self.fault(self.at, format!("`{closing}` closes nothing"))
     }
@@ -468,7 +470,7 @@ mod tests {
             ("`${a", 0, "the template literal is not closed"),
             ("f(a", 1, "`(` is not closed"),
             ("a)", 1, "`)` closes nothing"),
-            ("[a)", 2, "`)` closes nothing"),
+            ("[a)", 0, "`[` is not closed"),
             ("a /* b", 2, "the comment is not closed"),
             ("= /x", 2, "the regular expression is not closed"),
         ] {

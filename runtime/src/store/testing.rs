@@ -144,9 +144,11 @@ fn serve(ready: &mpsc::Sender<String>, to_drop: &mpsc::Receiver<String>) {
         .expect("a runtime");
     let private = std::env::var("TEST_DATABASE_URL").is_err().then(|| {
         let directory = fresh_directory();
-        runtime
+        let private = runtime
             .block_on(PrivatePostgres::start(&directory))
-            .expect("a private Postgres")
+            .expect("a private Postgres");
+        runtime.block_on(hurry(private.url()));
+        private
     });
     let url = match &private {
         Some(private) => private.url().to_owned(),
@@ -162,6 +164,19 @@ fn serve(ready: &mpsc::Sender<String>, to_drop: &mpsc::Receiver<String>) {
         if let Err(error) = dropped {
             eprintln!("database {name} stays: {error}");
         }
+    }
+}
+
+/// Nothing here outlives the server, so nothing need reach the disk: most of the time of these tests would be spent
+/// waiting for that.
+async fn hurry(url: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("a server");
+    for statement in [
+        "ALTER SYSTEM SET fsync = off",
+        "ALTER SYSTEM SET full_page_writes = off",
+        "SELECT pg_reload_conf()",
+    ] {
+        connection.execute(statement).await.expect("a setting");
     }
 }
 

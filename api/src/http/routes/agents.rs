@@ -11,7 +11,7 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{DocumentBody, DocumentPatch, Kind, Shown, Stored, document_types, list_types},
+    documents::{DocumentBody, Kind, Shown, Stored, document_types, list_types},
 };
 use crate::http::{
     State,
@@ -23,7 +23,7 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Agent", AgentCreate, AgentUpdate, AgentDetails);
+document_types!("Agent", AgentCreate, AgentUpdate, AgentPatch, AgentDetails);
 list_types!(AgentListItem, AgentList);
 
 const KIND: Kind = Kind {
@@ -105,13 +105,13 @@ impl Operations {
         &self,
         _auth: Auth<AgentsWrite>,
         name: Path<String>,
-        body: Body<DocumentPatch>,
+        body: Body<AgentPatch>,
     ) -> ApiResult<Found<AgentDetails>> {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
         Ok(Found::new(AgentDetails::from(Shown::from(
-            KIND.patch(&self.0, &name, patch).await?,
+            KIND.patch(&self.0, &name, patch.enabled).await?,
         ))))
     }
 

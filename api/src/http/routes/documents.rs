@@ -1,6 +1,6 @@
 //! What workflows, agents and providers have in common: documents that are listed, stored, switched and removed.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{io, marker::PhantomData, sync::Arc};
 
 use callboard_runtime::{
     document::{self, Document},
@@ -14,15 +14,18 @@ use poem_openapi::{
     types::Type,
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::http::{
     State,
     answer::{self, Created, Found, NoContent},
     body::{self, ContentType},
-    input::{self, BodyType, Cursor, Fields, Limit},
+    input::{self, Cursor, Limit},
     problem::{ApiError, ApiResult, Fault},
 };
+
+/// The largest document, in bytes of JSON: the store takes no larger one.
+const DOCUMENT_MAX: usize = 4 << 20;
 
 /// A kind of document.
 pub struct Kind {
@@ -38,7 +41,20 @@ pub struct Kind {
 
 /// The schemas of a kind's documents as clients see them, which differ in name only.
 macro_rules! document_types {
-    ($kind:literal, $create:ident, $update:ident, $details:ident) => {
+    ($kind:literal, $create:ident, $update:ident, $patch:ident, $details:ident) => {
+        /// Enables or disables.
+        #[derive(poem_openapi::Object)]
+        pub struct $patch {
+            /// Whether it may be started.
+            enabled: bool,
+        }
+
+        impl $crate::http::input::BodyType for $patch {
+            fn read(fields: &mut $crate::http::input::Fields) -> Option<Self> {
+                fields.required("enabled").map(|enabled| Self { enabled })
+            }
+        }
+
         #[doc = concat!($kind, " document, as JSON or YAML.")]
         #[derive(poem_openapi::Object)]
         #[allow(dead_code, reason = "read by the schema only")]
@@ -201,19 +217,6 @@ impl From<Arc<StoredDocument>> for Shown {
 /// Documents of a page, and the cursor of the next.
 pub struct DocumentPage(pub Vec<Arc<StoredDocument>>, pub Option<String>);
 
-/// `{"enabled": bool}`
-#[derive(Object)]
-pub struct DocumentPatch {
-    /// Whether it may be started.
-    enabled: bool,
-}
-
-impl BodyType for DocumentPatch {
-    fn read(fields: &mut Fields) -> Option<Self> {
-        fields.required("enabled").map(|enabled| Self { enabled })
-    }
-}
-
 /// A body that is one document, of schema `T`.
 pub struct DocumentBody<T>(pub Result<Document, Vec<Fault>>, PhantomData<T>);
 
@@ -251,7 +254,6 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
         }
         let document = match ContentType::of(request) {
             ContentType::Json => body::json(&bytes)
-                .map_err(|fault| vec![fault])
                 .and_then(|value| document::from_value(value).map_err(|faults| worded(&faults))),
             ContentType::Yaml => from_yaml(&bytes),
             _ => {
@@ -260,8 +262,36 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
                 );
             }
         };
+        if document
+            .as_ref()
+            .is_ok_and(|document| is_too_large(&document.body))
+        {
+            return Err(body::too_large(DOCUMENT_MAX).into());
+        }
         Ok(Self(document, PhantomData))
     }
+}
+
+/// Whether a document is larger than [`DOCUMENT_MAX`] as JSON. One in YAML may be shorter in the request.
+fn is_too_large(document: &Value) -> bool {
+    /// Takes as many bytes.
+    struct Room(usize);
+
+    impl io::Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self
+                .0
+                .checked_sub(bytes.len())
+                .ok_or(io::ErrorKind::WriteZero)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    serde_json::to_writer(Room(DOCUMENT_MAX), document).is_err()
 }
 
 fn worded(faults: &[document::Fault]) -> Vec<Fault> {
@@ -373,6 +403,7 @@ impl Kind {
             .documents
             .put(self.name, &document.name, document.body)
             .await?;
+        state.hooks.forget();
         drop(changing);
         let place = self.place(&stored.name);
         Ok(Created::new(show(stored.into())).at(place))
@@ -408,6 +439,7 @@ impl Kind {
             .documents
             .put(self.name, name, document.body)
             .await?;
+        state.hooks.forget();
         drop(changing);
         let shown = show(stored.into());
         Ok(match put {
@@ -421,25 +453,25 @@ impl Kind {
         &self,
         state: &State,
         name: &str,
-        patch: DocumentPatch,
+        enabled: bool,
     ) -> ApiResult<Arc<StoredDocument>> {
         let _changing = state.documents_changing.lock().await;
         let current = self.get(state, name)?;
-        if patch.enabled && !current.enabled {
+        if enabled && !current.enabled {
             (self.check_enabled)(state, &current)?;
         }
-        Ok(state
-            .app
-            .core
-            .documents
-            .set_enabled(self.name, name, patch.enabled)
-            .await?)
+        let documents = &state.app.core.documents;
+        let stored = documents.set_enabled(self.name, name, enabled).await?;
+        state.hooks.forget();
+        Ok(stored)
     }
 
     /// Removes one. What runs goes on with the version it has.
     pub async fn delete(&self, state: &State, name: &str) -> ApiResult<NoContent> {
         use callboard_runtime::store::StoreError;
-        match state.app.core.documents.delete(self.name, name).await {
+        let deleted = state.app.core.documents.delete(self.name, name).await;
+        state.hooks.forget();
+        match deleted {
             Ok(()) => Ok(NoContent),
             Err(StoreError::NotFound) => Err(self.unknown(name)),
             Err(error) => Err(error.into()),
@@ -513,125 +545,5 @@ impl Kind {
             data: page.into_iter().map(item).collect(),
             next_cursor,
         })
-    }
-}
-
-/// What stands for a secret in answers.
-const HIDDEN: &str = "***";
-
-/// Members whose text is a secret, wherever they are below `spec`.
-fn is_secret(name: &str) -> bool {
-    let name = name.to_ascii_lowercase().replace('-', "_");
-    [
-        "api_key",
-        "apikey",
-        "secret",
-        "token",
-        "password",
-        "authorization",
-    ]
-    .iter()
-    .any(|word| name.contains(word))
-        && !name.contains("max_")
-        && !name.contains("_tokens")
-}
-
-/// A reference to the environment without a default: says where the secret is, not what it is.
-fn is_reference(text: &str) -> bool {
-    text.strip_prefix("${")
-        .and_then(|rest| rest.strip_suffix('}'))
-        .is_some_and(|name| {
-            let name = name.strip_suffix(':').unwrap_or(name);
-            !name.is_empty()
-                && name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        })
-}
-
-/// Replaces secrets by [`HIDDEN`].
-pub fn hide_secrets(value: &mut Value) {
-    each_member(value, &mut |name, value| {
-        if is_secret(name)
-            && value
-                .as_str()
-                .is_some_and(|text| !text.is_empty() && !is_reference(text))
-        {
-            *value = HIDDEN.into();
-        }
-    });
-}
-
-/// Puts back the secrets of `stored` where `value` has [`HIDDEN`]: a client may send back what it was shown.
-pub fn keep_secrets(value: &mut Value, stored: &Value) {
-    match (value, stored) {
-        (Value::Object(members), Value::Object(stored)) => {
-            for (name, value) in members {
-                let Some(stored) = stored.get(name) else {
-                    continue;
-                };
-                if is_secret(name) && value == HIDDEN {
-                    *value = stored.clone();
-                } else {
-                    keep_secrets(value, stored);
-                }
-            }
-        }
-        (Value::Array(elements), Value::Array(stored)) => {
-            for (value, stored) in elements.iter_mut().zip(stored) {
-                keep_secrets(value, stored);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn each_member(value: &mut Value, visit: &mut impl FnMut(&str, &mut Value)) {
-    fn members(members: &mut Map<String, Value>, visit: &mut impl FnMut(&str, &mut Value)) {
-        for (name, value) in members {
-            visit(name, value);
-            each_member(value, visit);
-        }
-    }
-    match value {
-        Value::Object(object) => members(object, visit),
-        Value::Array(elements) => elements
-            .iter_mut()
-            .for_each(|value| each_member(value, visit)),
-        _ => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn secrets_are_hidden_and_references_are_not() {
-        let mut spec = json!({
-            "api_key": "sk-1", "base_url": "https://x", "max_tokens": 5,
-            "headers": { "Authorization": "Bearer y", "X-Api-Key": "${KEY}", "X-Token": "${KEY:sk-2}", "X": "z" },
-        });
-        hide_secrets(&mut spec);
-        assert_eq!(
-            spec,
-            json!({
-                "api_key": "***", "base_url": "https://x", "max_tokens": 5,
-                "headers": { "Authorization": "***", "X-Api-Key": "${KEY}", "X-Token": "***", "X": "z" },
-            })
-        );
-    }
-
-    #[test]
-    fn what_was_shown_hidden_may_be_sent_back() {
-        let stored = json!({ "spec": { "api_key": "sk-1", "base_url": "a" } });
-        let mut sent = json!({ "spec": { "api_key": "***", "base_url": "b" } });
-        keep_secrets(&mut sent, &stored);
-        assert_eq!(
-            sent,
-            json!({ "spec": { "api_key": "sk-1", "base_url": "b" } })
-        );
     }
 }

@@ -11,6 +11,7 @@ mod documents;
 mod executions;
 mod keys;
 mod providers;
+mod secrets;
 mod service;
 mod sessions;
 mod workflows;

@@ -15,10 +15,8 @@ use serde_json::Value;
 
 use super::{
     Tag,
-    documents::{
-        DocumentBody, DocumentPage, DocumentPatch, Kind, Shown, Stored, document_types,
-        hide_secrets, keep_secrets,
-    },
+    documents::{DocumentBody, DocumentPage, Kind, Shown, Stored, document_types},
+    secrets::{hide_secrets, keep_secrets},
 };
 use crate::http::{
     State,
@@ -30,7 +28,13 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Provider", ProviderCreate, ProviderUpdate, ProviderDetails);
+document_types!(
+    "Provider",
+    ProviderCreate,
+    ProviderUpdate,
+    ProviderPatch,
+    ProviderDetails
+);
 
 /// One of them, without its secrets.
 #[derive(Object, Serialize)]
@@ -176,13 +180,13 @@ impl Operations {
         &self,
         _auth: Auth<CredentialsWrite>,
         name: Path<String>,
-        body: Body<DocumentPatch>,
+        body: Body<ProviderPatch>,
     ) -> ApiResult<Found<ProviderDetails>> {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
         Ok(Found::new(shown(Shown::from(
-            KIND.patch(&self.0, &name, patch).await?,
+            KIND.patch(&self.0, &name, patch.enabled).await?,
         ))))
     }
 

@@ -13,9 +13,7 @@ use poem_openapi::{
 
 use super::{
     Tag,
-    documents::{
-        DocumentBody, DocumentPatch, Kind, Shown, Stored, VersionList, document_types, list_types,
-    },
+    documents::{DocumentBody, Kind, Shown, Stored, VersionList, document_types, list_types},
 };
 use crate::http::{
     State,
@@ -28,7 +26,13 @@ use crate::http::{
 
 pub struct Operations(pub Arc<State>);
 
-document_types!("Workflow", WorkflowCreate, WorkflowUpdate, WorkflowDetails);
+document_types!(
+    "Workflow",
+    WorkflowCreate,
+    WorkflowUpdate,
+    WorkflowPatch,
+    WorkflowDetails
+);
 list_types!(WorkflowListItem, WorkflowList);
 
 const KIND: Kind = Kind {
@@ -119,13 +123,13 @@ impl Operations {
         &self,
         _auth: Auth<WorkflowsWrite>,
         name: Path<String>,
-        body: Body<DocumentPatch>,
+        body: Body<WorkflowPatch>,
     ) -> ApiResult<Found<WorkflowDetails>> {
         let mut faults = Faults::default();
         let patch = faults.body(body);
         let patch = faults.check(patch)?;
         Ok(Found::new(WorkflowDetails::from(Shown::from(
-            KIND.patch(&self.0, &name, patch).await?,
+            KIND.patch(&self.0, &name, patch.enabled).await?,
         ))))
     }
 

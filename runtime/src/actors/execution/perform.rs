@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ExecutionActor, Msg, Report, State, finished};
 use crate::{
     actors::node_runner,
-    expression::{References, Scope},
+    expression::Scope,
     item::{Item, Items},
     model::{
         execution::{Effect, Event, RunKey},
@@ -60,7 +60,7 @@ impl ExecutionActor {
             return;
         }
         let input = self.node_input(state, key, attempt, now);
-        self.publish_node_started(state, &input.identity, now);
+        self.publish_node_started(state, key, attempt, now);
         let few = input.inputs.iter().map(|items| items.len()).sum::<usize>() <= INLINE_ITEMS_MAX;
         match node {
             AnyNode::Pure(node) if inline && few => {
@@ -93,7 +93,7 @@ impl ExecutionActor {
     ) {
         let now = Utc::now();
         let input = self.node_input(state, key, 1, now);
-        self.publish_node_started(state, &input.identity, now);
+        self.publish_node_started(state, key, 1, now);
         if state.execution.step(key).template.is_native() {
             events.push_back(Event::MapExpanded {
                 key,
@@ -148,21 +148,9 @@ impl ExecutionActor {
         inputs: &[Items],
         now: DateTime<Utc>,
     ) -> Scope {
-        let steps = match &step.action {
-            // A program kept as written may name any step.
-            Action::Node(node) if !node.node().verbatim().is_empty() => {
-                state.execution.step_outputs(
-                    key,
-                    &References {
-                        steps: Vec::new(),
-                        any_step: true,
-                    },
-                )
-            }
-            _ => state
-                .execution
-                .step_outputs(key, step.template.references()),
-        };
+        let steps = state
+            .execution
+            .step_outputs(key, step.template.references());
         Scope {
             input: inputs.first().cloned().unwrap_or_default(),
             execution: state.about.0.clone(),

@@ -9,15 +9,15 @@ use super::{ExecutionActor, State};
 use crate::{
     events::Event,
     executions::{STARTED_SEQ, view},
-    model::execution::{End, RunRecord},
-    node::NodeRunIdentity,
+    model::execution::{End, RunKey, RunRecord},
 };
 
 /// Something to tell.
 pub(super) enum Notice {
     Started,
     Run(Arc<RunRecord>),
-    Waiting,
+    /// With what it waits for: the step, and when the wait ends by itself.
+    Waiting(Vec<(Arc<str>, Option<DateTime<Utc>>)>),
     Ended(End),
 }
 
@@ -46,12 +46,21 @@ impl ExecutionActor {
     pub(super) fn publish_node_started(
         &self,
         state: &State,
-        run: &NodeRunIdentity,
+        key: RunKey,
+        attempt: u32,
         at: DateTime<Utc>,
     ) {
         let id = state.execution.id().0;
         if self.host.core.events.is_watched(id) {
-            let data = json!({"step": &*run.step, "visit": run.visit, "attempt": run.attempt, "started_at": view::time(at)});
+            let step = state.execution.step(key);
+            let data = json!({
+                "step": &*step.id,
+                "type": &*step.uses,
+                "item_index": state.execution.item_index(key),
+                "visit": key.visit,
+                "attempt": attempt,
+                "started_at": view::time(at),
+            });
             self.host.core.events.publish(
                 id,
                 Event {
@@ -76,7 +85,12 @@ impl ExecutionActor {
                 "node.finished",
                 view::node_run(&record.to_row(execution, self.host.core.host_id)),
             ),
-            Notice::Waiting => (None, "execution.waiting", self.summary(state, "waiting")),
+            Notice::Waiting(waits) => {
+                let mut data = self.summary(state, "waiting");
+                let wait = |(step, wake_at): &(Arc<str>, Option<DateTime<Utc>>)| json!({"step": &**step, "wake_at": wake_at.map(view::time)});
+                data["waits"] = waits.iter().map(wait).collect();
+                (None, "execution.waiting", data)
+            }
             Notice::Ended(end) => {
                 let mut data = self.summary(state, end.status.as_str());
                 data["finished_at"] = view::time(end.at);
@@ -98,12 +112,16 @@ impl ExecutionActor {
     }
 
     fn summary(&self, state: &State, status: &str) -> Value {
-        view::summary(
-            state.execution.id(),
-            &state.execution.graph().name,
-            &state.trigger,
-            status,
-            state.execution.started_at(),
-        )
+        {
+            let mut data = view::summary(
+                state.execution.id(),
+                &state.execution.graph().name,
+                &state.trigger,
+                status,
+                state.execution.started_at(),
+            );
+            data["version"] = state.version.into();
+            data
+        }
     }
 }

@@ -23,6 +23,8 @@ use crate::{
 const BATCH_ROWS_MAX: usize = 2_000;
 /// The same in bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// What a single append may have: far below what one message to the database can hold.
+const APPEND_BYTES_MAX: usize = 128 << 20;
 /// How many refused owners are remembered. The oldest is forgotten first.
 const REFUSED_MAX: usize = 4_096;
 
@@ -114,6 +116,9 @@ impl State {
             append.ticket.settle(Err(StoreError::Fenced));
         } else if let Some(reason) = self.refused.reason(append.ticket.owner) {
             append.ticket.settle(Err(reason));
+        } else if append.ticket.bytes > APPEND_BYTES_MAX {
+            let reason = format!("{} bytes in one append", append.ticket.bytes);
+            self.refuse(vec![append], StoreError::Corrupt(reason));
         } else {
             self.pending.push_back(append);
         }
@@ -200,7 +205,8 @@ impl State {
             .filter(|owner| seen.insert(*owner))
             .collect();
         if let [owner] = owners[..] {
-            tracing::error!(%owner, %reason, "the database refuses what an owner appended");
+            tracing::error!(%owner, %reason, "what an owner appended is refused");
+            batch[0].ticket.count_refusal();
             self.refused.remember(owner, reason.clone());
             settle(
                 batch.into_iter().map(|append| append.ticket),

@@ -33,9 +33,9 @@
     for (const name of ['prepareStackTrace', 'stackTraceLimit', 'captureStackTrace']) {
         delete Error[name];
     }
-    // With it any object passes for a list of any length in `concat`.
-    delete Symbol.isConcatSpreadable;
-    delete Object.getPrototypeOf(Object.getPrototypeOf([][Symbol.iterator]())).drop;
+    const iterator = Object.getPrototypeOf(Object.getPrototypeOf([][Symbol.iterator]()));
+    delete iterator.drop;
+    Object.defineProperty(iterator, 'constructor', { value: undefined });
 
     // Code is what was compiled and nothing else.
     const noCode = function () {
@@ -82,8 +82,10 @@
     }
     const { concat, join, sort, toSorted } = list;
     method(list, 'concat', { concat(...given) {
-        for (const other of given) if (isArray(other)) bounded(other);
-        return apply(concat, isArray(this) ? bounded(this) : this, given);
+        // What is no array is an element, whatever it says: by `Symbol.isConcatSpreadable` it could be a list of any
+        // length.
+        const spread = (part) => (isArray(part) ? bounded(part) : [part]);
+        return apply(concat, spread(this), given.map(spread));
     } }.concat);
     method(list, 'toString', { toString() {
         if (!isArray(this)) return apply(Object.prototype.toString, this, []);

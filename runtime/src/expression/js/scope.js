@@ -1,6 +1,7 @@
 // What an evaluation sees, then the lock: everything reachable is frozen, so no evaluation can change the next one.
-(function (host, DateTime, { empty, average }) {
+(function (host, DateTime, extensions) {
     'use strict';
+    const { empty, average } = extensions;
     const { ownKeys } = host.reflect;
     delete host.reflect;
     const define = Object.defineProperty;
@@ -179,6 +180,14 @@
             for (const name of ownKeys(object)) {
                 const { value, get, set } = Object.getOwnPropertyDescriptor(object, name);
                 left.push(value, get, set);
+                if (get) {
+                    // Some getters give the same object every time.
+                    try {
+                        left.push(object[name]);
+                    } catch {
+                        // The others want an instance.
+                    }
+                }
             }
             Object.freeze(object);
         }

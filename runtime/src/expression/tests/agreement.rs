@@ -80,7 +80,6 @@ fn lookups() -> Vec<(&'static str, Option<Value>)> {
         ("true", Some(json!(true))),
         ("null", Some(Value::Null)),
         ("undefined", None),
-        ("'it''s'.x", None),
         ("-0", Some(json!(0))),
         ("0x1F", Some(json!(31))),
         ("1e3", Some(json!(1000))),
@@ -95,9 +94,6 @@ fn lookups() -> Vec<(&'static str, Option<Value>)> {
         ),
         ("(($json.name))", Some(json!("Ada"))),
     ]
-    .into_iter()
-    .filter(|(expression, _)| !expression.starts_with("'it'"))
-    .collect()
 }
 
 /// Operands of every kind, for every operator.
@@ -267,27 +263,27 @@ fn values_that_are_there_are_the_same_in_a_plain_script() {
 #[test]
 fn large_integers_pass_untouched() {
     assert_eq!(
-        value("$json.big").unwrap(),
+        value("$vars.big").unwrap(),
         json!(9_007_199_254_740_993_i64)
     );
-    assert_eq!(value("$json.huge").unwrap(), json!(u64::MAX));
-    let text = Template::compile(&json!("<{{ $json.big }}>"), &[]).unwrap();
+    assert_eq!(value("$vars.huge").unwrap(), json!(u64::MAX));
+    let text = Template::compile(&json!("<{{ $vars.big }}>"), &[]).unwrap();
     assert_eq!(
         text.resolve(&scope(), 0).unwrap(),
         json!("<9007199254740993>")
     );
     assert_eq!(
-        value("$json.missing ?? $json.big").unwrap(),
+        value("$json.missing ?? $vars.big").unwrap(),
         json!(9_007_199_254_740_993_i64)
     );
     // What is computed is a JavaScript number.
     assert_eq!(
-        value("$json.big + 0").unwrap(),
+        value("$vars.big + 0").unwrap(),
         json!(9_007_199_254_740_992_i64)
     );
-    assert_eq!(value("$json.big == 9007199254740992").unwrap(), json!(true));
+    assert_eq!(value("$vars.big == 9007199254740992").unwrap(), json!(true));
     assert_eq!(
-        value("[$json.big][0]").unwrap(),
+        value("[$vars.big][0]").unwrap(),
         json!(9_007_199_254_740_992_i64)
     );
 }
@@ -302,9 +298,6 @@ fn what_cannot_be_native_is_not() {
         "$now.year",
         "'a'.length",
         "$(x).first()",
-        "$json.n++ + 1"
-            .trim_end_matches("++ + 1")
-            .trim_end_matches("$json.n"),
         "/a/.test($json.name)",
         "2 ** 3",
         "new Date()",
@@ -314,10 +307,9 @@ fn what_cannot_be_native_is_not() {
         "$json.n & 1",
         "(1, 2)",
         "1n",
+        "'\\ud83d'",
     ] {
-        if !expression.is_empty() {
-            assert!(!is_native(expression), "{expression}");
-        }
+        assert!(!is_native(expression), "{expression}");
     }
 }
 
@@ -334,7 +326,9 @@ fn now_alone_is_text_in_the_zone_of_the_workflow() {
     );
     assert_eq!(planned("$now"), scripted("$now"));
     assert_eq!(planned("$today"), scripted("$today"));
-    assert_eq!(value("'' + $now").unwrap(), value("$now").unwrap());
+    assert_eq!(value("`${$now}`").unwrap(), value("$now").unwrap());
+    // As in Luxon, where a date is a number to operators.
+    assert_eq!(value("$now - 123 + ''").unwrap(), json!("1714979289000"));
 }
 
 #[test]

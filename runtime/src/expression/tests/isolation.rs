@@ -88,7 +88,7 @@ fn data_changed_in_one_expression_is_whole_in_the_next() {
         &json!([
             "{{ $json.list.reverse() && $json.list }}",
             "{{ $json.list.push(9) }}",
-            "{{ (() => { for (const i of $input.all()) i.json = 0; return $input.all()[0].json })() }}",
+            "{{ (() => { const all = $input.all(); all[0].json = 0; return all === $input.all() && $input.all().map(i => i.json)[0] })() }}",
             "{{ $json.list.map(x => x) }}",
             "{{ $input.all()[0].json.name.trim() }}"
         ]),
@@ -221,5 +221,50 @@ fn an_engine_that_hit_a_limit_is_replaced() {
     assert_eq!(
         value("$input.all().map(i => i.json.name)").unwrap(),
         json!(["Ada", "Bob"])
+    );
+}
+
+#[test]
+fn everything_that_outlives_an_evaluation_is_frozen() {
+    let script = Script::new(
+        r"
+        const samples = [
+            globalThis, [], {}, '', 1, true, 1n, Symbol(), /x/, new Date(), new Error(), new Map(), new Set(), new WeakMap(), $now, $,
+            $input, $input.all, $node, $items, console, DateTime, () => 1, function () {}, function* () {}, async () => 1, async function* () {},
+            Object.getPrototypeOf((function* () {})()), Object.getPrototypeOf((async function* () {})()), [].values(), ''[Symbol.iterator](), new Map().entries(), new Set().values(),
+            'a'.matchAll(/a/g), [1].values().map(x => x), Promise.resolve(), (function () { return arguments })(), $('First Step'),
+        ];
+        const loose = [];
+        const seen = new Set(samples);
+        const visit = (value, path) => {
+            if (value === null || (typeof value !== 'object' && typeof value !== 'function') || seen.has(value)) return;
+            seen.add(value);
+            if (!Object.isFrozen(value)) loose.push(path);
+            left.push([value, path]);
+        };
+        const left = [];
+        // The samples themselves are made anew each time; what they inherit and hold in common is not.
+        samples.forEach((sample, at) => {
+            let proto = Object(sample) === sample ? Object.getPrototypeOf(sample) : Object.getPrototypeOf(Object(sample));
+            visit(proto, `prototype of ${at}`);
+        });
+        left.push([globalThis, 'globalThis']);
+        for (const [object, path] of left) {
+            visit(Object.getPrototypeOf(object), `${path}.[proto]`);
+            for (const name of [...Object.getOwnPropertyNames(object), ...Object.getOwnPropertySymbols(object)]) {
+                const found = Object.getOwnPropertyDescriptor(object, name);
+                const at = `${path}.${String(name)}`;
+                visit(found.get, `${at} get`);
+                visit(found.set, `${at} set`);
+                try { visit(object[name], at) } catch {}
+            }
+            if (!Object.isFrozen(object)) loose.push(path);
+        }
+        return {loose: loose.slice(0, 50), seen: seen.size > 500};
+        ",
+    );
+    assert_eq!(
+        script.run(&scope(), None).unwrap(),
+        json!({"loose": [], "seen": true})
     );
 }

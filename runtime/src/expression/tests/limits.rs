@@ -157,3 +157,13 @@ fn many_different_expressions_do_not_fill_the_engine() {
         assert_eq!(value(&expression).unwrap(), json!(number));
     }
 }
+
+#[test]
+fn garbage_of_one_evaluation_is_no_burden_for_the_next() {
+    // About 20 MB that refer to each other, and so are not freed at once.
+    let cycles = "(() => { const a = []; for (let i = 0; i < 100000; i++) a.push({a, i}); return a.length })()";
+    let script = Script::new(&format!("return {cycles}"));
+    for _ in 0..10 {
+        assert_eq!(script.run(&scope(), None).unwrap(), json!(100_000));
+    }
+}

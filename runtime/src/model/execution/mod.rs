@@ -406,12 +406,32 @@ impl Execution {
         Some(wake_at)
     }
 
+    /// What it waits for now: the steps, and when their waits end by themselves.
+    pub fn waits(&self) -> Vec<(Arc<str>, Option<DateTime<Utc>>)> {
+        let waits = self.runs.iter().filter_map(|(key, run)| match &run.state {
+            RunState::Waiting(Waiting { for_what, .. }) => {
+                let wake_at = match for_what {
+                    WaitFor::Time(at) => Some(*at),
+                    WaitFor::Child(_) => None,
+                };
+                Some((self.step(*key).id.clone(), wake_at))
+            }
+            _ => None,
+        });
+        waits.collect()
+    }
+
     /// The step a key belongs to.
     ///
     /// # Panics
     /// When the key's frame is gone: keys of ended runs must not be asked for.
     pub fn step(&self, key: RunKey) -> &Step {
         &self.frame(key.frame).body.steps[key.step]
+    }
+
+    /// Which element of a map a visit belongs to. Panics as [`Execution::step`] does.
+    pub fn item_index(&self, key: RunKey) -> Option<usize> {
+        self.frame(key.frame).parent.map(|(_, index)| index)
     }
 
     /// Whether this attempt is the one in progress.

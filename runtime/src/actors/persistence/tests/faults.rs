@@ -311,3 +311,22 @@ async fn a_flush_waits_for_everything_and_a_stopped_journal_says_so() {
         "{closed:?}"
     );
 }
+
+#[tokio::test]
+async fn an_append_that_no_message_could_hold_is_refused_at_once() {
+    let host = TestHost::start().await;
+    let new = new_execution(host.host_id);
+    let mut row = node_run(new.id, host.host_id, 0);
+    row.output = Some("1".repeat(129 << 20));
+    let refused = host
+        .journal
+        .save(new.id.0, vec![started(&new), ran(row)])
+        .await;
+    assert!(matches!(refused, Err(StoreError::Corrupt(_))));
+    assert_eq!(host.journal.stats().refusals.load(Ordering::Relaxed), 1);
+    host.journal.reopen(new.id.0).await.expect("opened");
+    host.journal
+        .save(new.id.0, vec![started(&new)])
+        .await
+        .expect("saved");
+}
