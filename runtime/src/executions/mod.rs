@@ -342,11 +342,17 @@ impl Executions {
 
 /// What an execution starts with is its first output: one item per element of a list.
 fn check_size(request: &StartExecution) -> Result<(), StartError> {
-    if request.input.as_array().is_some_and(|list| list.len() > ITEMS_MAX) {
+    if request
+        .input
+        .as_array()
+        .is_some_and(|list| list.len() > ITEMS_MAX)
+    {
         return Err(StartError::TooLarge(Excess::Items));
     }
     let mut meter = Meter::output();
-    let taken = meter.take(&request.input).and_then(|()| meter.take(&request.trigger_data));
+    let taken = meter
+        .take(&request.input)
+        .and_then(|()| meter.take(&request.trigger_data));
     taken.map_err(StartError::TooLarge)
 }
 

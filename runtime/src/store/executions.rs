@@ -290,11 +290,7 @@ const GENERATION: &str = "
 
 /// How many executions there are from this one up to the first of its line, both included; counted up to `limit`.
 /// 0 when it is not stored.
-pub async fn generation(
-    db: impl PgExecutor<'_>,
-    id: ExecutionId,
-    limit: i32,
-) -> StoreResult<i32> {
+pub async fn generation(db: impl PgExecutor<'_>, id: ExecutionId, limit: i32) -> StoreResult<i32> {
     let found: Option<i32> = sqlx::query_scalar(GENERATION)
         .bind(id.0)
         .bind(limit)
