@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ExecutionActor, Msg, Report, State, finished};
 use crate::{
-    actors::node_runner,
-    expression::Scope,
+    actors::node_runner::{self, COMPUTING_TIME_MAX},
+    bounds::{ITEMS_MAX, Meter},
+    expression::{self, Scope},
     item::{Item, Items},
     model::{
         execution::{Decision, Effect, Event, RunKey},
@@ -23,8 +24,6 @@ use crate::{
 const LEASE_POLL: Duration = Duration::from_millis(200);
 /// Up to how many items a pure node runs inside the actor.
 const INLINE_ITEMS_MAX: usize = 256;
-/// How many elements one map may have.
-const ELEMENTS_MAX: usize = 100_000;
 
 impl ExecutionActor {
     pub(super) fn start(
@@ -112,8 +111,16 @@ impl ExecutionActor {
             return;
         }
         let to = myself.clone();
-        tokio::task::spawn_blocking(move || {
-            drop(to.cast(Msg::Expanded(key, Box::new(elements(&input)))))
+        tokio::spawn(async move {
+            // However this ends, the thread stops at the next input item.
+            let _guard = input.cancel.clone().drop_guard();
+            let work = expression::elsewhere(move || elements(&input));
+            let elements = match tokio::time::timeout(COMPUTING_TIME_MAX, work).await {
+                Ok(Some(elements)) => elements,
+                Ok(None) => Err(node_runner::panicked()),
+                Err(_) => Err(node_runner::timed_out(COMPUTING_TIME_MAX)),
+            };
+            drop(to.cast(Msg::Expanded(key, Box::new(elements))));
         });
     }
 
@@ -128,6 +135,7 @@ impl ExecutionActor {
         let step = execution.step(key);
         let inputs = execution.inputs(key);
         let key_text = execution.key_text(key);
+        let cancel = CancellationToken::new();
         let scope = self.scope(state, key, step, &inputs, now);
         NodeInput {
             identity: NodeRunIdentity {
@@ -143,8 +151,9 @@ impl ExecutionActor {
                 template: step.template.clone(),
                 scope: Arc::new(scope),
                 written: step.with.clone(),
+                cancel: cancel.clone(),
             },
-            cancel: CancellationToken::new(),
+            cancel,
             now,
         }
     }
@@ -192,22 +201,23 @@ fn elements(input: &NodeInput) -> Result<Vec<Item>, NodeError> {
             .map(|(index, item)| item.clone().paired(index))
             .collect());
     }
+    let mut meter = Meter::output();
     let mut elements = Vec::new();
     for index in 0..items.len() {
         match input.parameters.field("items", index)? {
-            Value::Array(values) => elements.extend(
-                values
-                    .into_iter()
-                    .map(|value| Item::new(value).paired(index)),
-            ),
+            Value::Array(values) if elements.len() + values.len() > ITEMS_MAX => {
+                let message = format!("items: a map takes at most {ITEMS_MAX} elements");
+                return Err(NodeError::permanent("invalid_parameters", message));
+            }
+            Value::Array(values) => {
+                for value in values {
+                    elements.push(meter.passing(Item::new(value).paired(index))?);
+                }
+            }
             other => {
                 let message = format!("items: expected a list, not {}", kind(&other));
                 return Err(NodeError::permanent("invalid_parameters", message));
             }
-        }
-        if elements.len() > ELEMENTS_MAX {
-            let message = format!("items: a map takes at most {ELEMENTS_MAX} elements");
-            return Err(NodeError::permanent("invalid_parameters", message));
         }
     }
     Ok(elements)

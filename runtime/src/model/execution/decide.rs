@@ -12,6 +12,9 @@ use super::{
     journal::{WaitKind, WaitRecord},
 };
 use crate::{
+    bounds::{
+        DETAILS_BYTES_MAX, EXECUTION_BYTES_MAX, Excess, MESSAGE_CHARS_MAX, Meter, OUTPUT_BYTES_MAX,
+    },
     id::ExecutionId,
     item::{Item, Items},
     model::graph::{Action, OnError, Retry, Step},
@@ -124,6 +127,7 @@ impl Execution {
             },
             attempt: 1,
             status: NodeRunStatus::Succeeded,
+            bytes: weight(&items),
             ports: vec![(MAIN.into(), Arc::new(items))],
             error: None,
             retry_at: None,
@@ -157,6 +161,10 @@ impl Execution {
     }
 
     fn succeeded(&mut self, attempt: &Attempt, output: NodeOutput, out: &mut Decision) {
+        let bytes = match self.bounded(&output) {
+            Ok(bytes) => bytes,
+            Err(excess) => return self.failed(attempt, excess, 0.0, out),
+        };
         if let Some(response) = output.response {
             out.effects.push(Effect::Respond(response));
         }
@@ -165,8 +173,28 @@ impl Execution {
             .into_iter()
             .map(|(port, items)| (port, Arc::new(items)))
             .collect();
-        let record = self.ended_attempt(attempt, NodeRunStatus::Succeeded, ports, None);
+        let mut record = self.ended_attempt(attempt, NodeRunStatus::Succeeded, ports, None);
+        record.bytes = bytes;
         self.record(record, out);
+    }
+
+    /// What an output takes, unless that is too much.
+    fn bounded(&self, output: &NodeOutput) -> Result<usize, NodeError> {
+        let mut meter = Meter::output();
+        for (_, items) in &output.ports {
+            meter.take_items(items)?;
+        }
+        let bytes = meter.bytes();
+        if let Some(response) = &output.response {
+            Meter::output().take(&response.body)?;
+        }
+        if !self.has_room(bytes) {
+            let message = format!(
+                "the steps of this execution gave more than {EXECUTION_BYTES_MAX} bytes of JSON together"
+            );
+            return Err(NodeError::permanent("output_too_large", message));
+        }
+        Ok(bytes)
     }
 
     fn begin_wait(
@@ -176,6 +204,11 @@ impl Execution {
         child_id: ExecutionId,
         out: &mut Decision,
     ) {
+        if let Wait::Child { input, .. } = &wait
+            && let Err(excess) = Meter::output().take(input)
+        {
+            return self.failed(attempt, excess.into(), 0.0, out);
+        }
         let (for_what, kind, effect) = match wait {
             Wait::Until(until) => (
                 WaitFor::Time(until),
@@ -251,19 +284,31 @@ impl Execution {
         let on_error = step.on_error;
         let row_error = Value::Object(code_and_message.clone());
         code_and_message.insert("step".to_owned(), Value::String(step.id.to_string()));
-        let ports = match on_error {
-            OnError::Fail => Vec::new(),
-            OnError::Continue => vec![(
-                MAIN.into(),
-                error_items(&run.inputs[0].items, code_and_message),
-            )],
-            OnError::Route => vec![(
-                ERROR.into(),
-                error_items(&run.inputs[0].items, code_and_message),
-            )],
+        let port = match on_error {
+            OnError::Fail => None,
+            OnError::Continue => Some(MAIN),
+            OnError::Route => Some(ERROR),
         };
-        let record = self.ended_attempt(attempt, NodeRunStatus::Failed, ports, Some(row_error));
+        let items = port.map(|_| error_items(&run.inputs[0].items, code_and_message));
+        let mut record = self.ended_attempt(attempt, NodeRunStatus::Failed, Vec::new(), None);
+        record.error = Some(row_error);
+        match (port, items) {
+            (Some(port), Some(Ok((items, bytes)))) if self.has_room(bytes) => {
+                record.bytes = bytes;
+                record.ports = vec![(port.into(), items)];
+            }
+            (None, _) => {}
+            // With its error beside each item, what came in is too much to go on with.
+            _ => {
+                let excess = NodeError::from(Excess::Bytes(OUTPUT_BYTES_MAX));
+                record.error = describe(&excess).map(|(error, _)| Value::Object(error));
+            }
+        }
         self.record(record, out);
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) <= EXECUTION_BYTES_MAX
     }
 
     fn wait_ended(
@@ -605,6 +650,7 @@ impl Execution {
             attempt: run.attempt,
             status,
             ports,
+            bytes: 0,
             error,
             retry_at: None,
             seq: self.next_seq,
@@ -647,13 +693,24 @@ fn describe(error: &NodeError) -> Option<(Map<String, Value>, Option<TimeDelta>)
     };
     let mut object = Map::new();
     object.insert("code".to_owned(), Value::String(code.clone()));
-    object.insert("message".to_owned(), Value::String(message.clone()));
-    if let Some(Value::Object(details)) = details.as_deref() {
+    object.insert("message".to_owned(), Value::String(shortened(message)));
+    let details = details.as_deref().filter(|details| {
+        let mut meter = Meter::new(DETAILS_BYTES_MAX);
+        meter.take(details).is_ok()
+    });
+    if let Some(Value::Object(details)) = details {
         for (name, value) in details.iter().filter(|(_, value)| !value.is_null()) {
             object.entry(name.clone()).or_insert_with(|| value.clone());
         }
     }
     Some((object, retry_after))
+}
+
+fn shortened(message: &str) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        None => message.to_owned(),
+        Some((end, _)) => format!("{}…", &message[..end]),
+    }
 }
 
 /// The delay after attempt number `attempt`: full jitter below the bound that the policy gives.
@@ -667,23 +724,30 @@ fn delay(retry: &Retry, attempt: u32, random: f64) -> TimeDelta {
     TimeDelta::milliseconds((bound * random.clamp(0.0, 1.0) * 1000.0) as i64)
 }
 
-/// The input's items with the error beside what they held; one item when there was none.
-fn error_items(input: &Items, error: Map<String, Value>) -> Items {
+/// The input's items with the error beside what they held, and how much that is; one item when there was none.
+fn error_items(input: &Items, error: Map<String, Value>) -> Result<(Items, usize), NodeError> {
     let with_error = |json: &Value| {
         let mut json = json.as_object().cloned().unwrap_or_default();
         json.insert("error".to_owned(), Value::Object(error.clone()));
         Item::new(Value::Object(json))
     };
-    if input.is_empty() {
-        return Arc::new(vec![with_error(&Value::Null)]);
-    }
-    Arc::new(
-        input
-            .iter()
-            .enumerate()
-            .map(|(index, item)| with_error(&item.json).paired(index))
-            .collect(),
-    )
+    let mut meter = Meter::output();
+    let items = if input.is_empty() {
+        vec![meter.passing(with_error(&Value::Null))?]
+    } else {
+        let items = input.iter().enumerate();
+        items
+            .map(|(index, item)| meter.passing(with_error(&item.json).paired(index)))
+            .collect::<Result<_, _>>()?
+    };
+    Ok((Arc::new(items), meter.bytes()))
+}
+
+fn weight(items: &[Item]) -> usize {
+    let mut meter = Meter::new(usize::MAX);
+    // Whoever starts an execution has bounded what it starts with.
+    let _ = meter.take_items(items);
+    meter.bytes()
 }
 
 fn pass_on(items: &Items) -> NodeOutput {

@@ -57,6 +57,7 @@ impl Execution {
     /// Changes the state as a record says. Decides nothing that needs a record of its own.
     pub(super) fn apply(&mut self, record: &RunRecord) {
         self.next_seq = record.seq + 1;
+        self.bytes = self.bytes.saturating_add(record.bytes);
         let key = record.key;
         if record.status == NodeRunStatus::Skipped {
             self.skips.retain(|skip| skip.key != key);
@@ -356,6 +357,7 @@ impl Execution {
             attempt: 1,
             status: NodeRunStatus::Skipped,
             ports: Vec::new(),
+            bytes: 0,
             error: None,
             retry_at: None,
             seq: 0,

@@ -120,6 +120,7 @@ impl Execution {
             attempt: row.attempt as u32,
             status: row.status,
             ports: read_ports(row.port.as_deref(), row.output.as_deref()).map_err(unreadable)?,
+            bytes: row.output.as_deref().map_or(0, str::len),
             error: row
                 .error
                 .as_deref()

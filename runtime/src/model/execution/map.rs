@@ -9,6 +9,7 @@ use super::{
     Decision, Execution, Frame, Record, Run, RunKey, RunState, WaitRecord, journal::WaitKind,
 };
 use crate::{
+    bounds::Meter,
     item::{Item, Items, PairedItem},
     model::graph::{Action, Map},
     node::NodeError,
@@ -63,7 +64,11 @@ impl Execution {
         {
             return at;
         }
-        let elements = match elements {
+        let bounded = elements.and_then(|elements| {
+            Meter::output().take_items(&elements)?;
+            Ok(elements)
+        });
+        let elements = match bounded {
             Ok(elements) => elements,
             Err(error) => {
                 self.map_refused(key, error, at, out);

@@ -222,6 +222,8 @@ pub struct Execution {
     /// How many node runs are in progress.
     running: usize,
     next_seq: i32,
+    /// How much its node runs gave.
+    bytes: usize,
     started_at: DateTime<Utc>,
     /// How long nothing but waits was going on.
     waited: TimeDelta,
@@ -275,6 +277,25 @@ pub(crate) struct Finished {
     inputs: Vec<Input>,
     /// Whether what follows must wait until it is durable.
     effectful: bool,
+}
+
+impl Drop for Finished {
+    /// Visits hold on to the visits they came from. A loop makes a chain of them as long as it ran, which must not be
+    /// taken down one inside the other: the stack would not do.
+    fn drop(&mut self) {
+        let mut left: Vec<Delivery> = Vec::new();
+        let take = |finished: &mut Finished, left: &mut Vec<Delivery>| {
+            for input in &mut finished.inputs {
+                left.append(&mut input.segments);
+            }
+        };
+        take(self, &mut left);
+        while let Some(delivery) = left.pop() {
+            if let Some(mut last) = Arc::into_inner(delivery.from) {
+                take(&mut last, &mut left);
+            }
+        }
+    }
 }
 
 /// One input of a node run.
@@ -337,6 +358,7 @@ impl Execution {
             ready: VecDeque::new(),
             running: 0,
             next_seq: 0,
+            bytes: 0,
             started_at,
             waited: TimeDelta::zero(),
             cancel_requested: false,

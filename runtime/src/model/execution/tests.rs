@@ -23,6 +23,8 @@ use crate::{
     tool::OnCrash,
 };
 
+mod bounds;
+
 struct Nothing;
 
 impl Node for Nothing {
