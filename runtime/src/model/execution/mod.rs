@@ -227,6 +227,8 @@ pub struct Execution {
     started_at: DateTime<Utc>,
     /// How long nothing but waits was going on.
     waited: TimeDelta,
+    /// When the latest record was made: what was waited before that is in `waited`, or was not only waiting.
+    busy_until: DateTime<Utc>,
     cancel_requested: bool,
     ended: Option<End>,
     /// Open frames by scope.
@@ -361,6 +363,7 @@ impl Execution {
             bytes: 0,
             started_at,
             waited: TimeDelta::zero(),
+            busy_until: started_at,
             cancel_requested: false,
             ended: None,
             scopes: HashMap::new(),
@@ -461,6 +464,13 @@ impl Execution {
         self.runs
             .get(&key)
             .is_some_and(|run| run.attempt == attempt && matches!(run.state, RunState::Running))
+    }
+
+    /// Whether the elements of this map are still to be found out.
+    pub fn may_expand(&self, key: RunKey) -> bool {
+        self.runs
+            .get(&key)
+            .is_some_and(|run| matches!(run.state, RunState::Ready))
     }
 
     /// The inputs of a visit in progress: one list per input, at least one.
