@@ -22,8 +22,11 @@ use crate::model::provider::{OpenAiDefinition, ProviderDefinition, expand};
 pub struct Providers {
     documents: Documents,
     outbound: OutboundClient,
-    built: Mutex<HashMap<String, (i32, Arc<dyn ModelProvider>)>>,
+    built: Mutex<HashMap<String, Built>>,
 }
+
+/// A provider and the version it was built from.
+type Built = (i32, Arc<dyn ModelProvider>);
 
 impl Providers {
     /// None is built yet.

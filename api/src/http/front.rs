@@ -7,7 +7,7 @@ use poem::{
     Endpoint, Request, Response, Route,
     endpoint::BoxEndpoint,
     error::{MethodNotAllowedError, NotFoundError},
-    http::{HeaderName, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header},
 };
 use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
@@ -29,7 +29,7 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The whole HTTP interface.
 pub struct Front {
     state: Arc<State>,
-    routes: BoxEndpoint<'static, Response>,
+    pub(super) routes: BoxEndpoint<'static, Response>,
     operations: Operations,
 }
 
@@ -55,15 +55,19 @@ impl Front {
     }
 
     /// Everything that is not an answer of a handler becomes one here, so that clients meet one shape of errors.
-    fn refusal(&self, error: poem::Error, uri: &Uri) -> Result<ApiError, Response> {
-        let error = match error.downcast::<ApiError>() {
-            Ok(error) => return Ok(error),
-            Err(error) => error,
-        };
+    fn refused(&self, error: poem::Error, uri: &Uri, trace_id: &TraceId) -> Response {
         if error.is_from_response() {
-            return Err(error.into_response());
+            return error.into_response();
         }
-        Ok(if error.is::<NotFoundError>() {
+        let error = error
+            .downcast::<ApiError>()
+            .unwrap_or_else(|error| self.refusal(&error, uri));
+        error.into_response(trace_id.as_str())
+    }
+
+    /// The refusals of the framework.
+    fn refusal(&self, error: &poem::Error, uri: &Uri) -> ApiError {
+        if error.is::<NotFoundError>() {
             ApiError::not_found(format!("There is nothing at `{}`.", uri.path()))
         } else if error.is::<MethodNotAllowedError>() {
             let allowed = self.operations.methods(uri.path());
@@ -107,7 +111,7 @@ impl Front {
             )
         } else {
             ApiError::internal(error.to_string())
-        })
+        }
     }
 
     async fn answer(&self, request: Request, trace_id: &TraceId) -> Response {
@@ -119,10 +123,7 @@ impl Front {
             .await;
         match answered {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => match self.refusal(error, &uri) {
-                Ok(error) => error.into_response(trace_id.as_str()),
-                Err(response) => response,
-            },
+            Ok(Err(error)) => self.refused(error, &uri, trace_id),
             Err(_) => {
                 self.state.metrics.panicked();
                 ApiError::internal("a handler panicked").into_response(trace_id.as_str())
@@ -146,6 +147,7 @@ impl Endpoint for Front {
         );
         request.extensions_mut().insert(trace_id.clone());
         request.extensions_mut().insert(self.state.clone());
+        let one_by_one = request.version() <= Version::HTTP_11;
         let in_flight = self.state.metrics.begin();
         let mut response = self
             .answer(request, &trace_id)
@@ -154,6 +156,10 @@ impl Endpoint for Front {
         drop(in_flight);
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);
+        }
+        if one_by_one && self.state.is_stopping() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
         let (status, elapsed) = (response.status().as_u16(), started.elapsed());
         self.state.metrics.answered(kind, status, elapsed);

@@ -171,3 +171,88 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use poem::{endpoint::make, http::StatusCode};
+    use tokio::{
+        sync::{mpsc, watch},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// A server whose `/slow` says that it was called and then waits for `open`.
+    struct Fixture {
+        url: String,
+        shutdown: CancellationToken,
+        called: mpsc::UnboundedReceiver<()>,
+        open: watch::Sender<bool>,
+        served: JoinHandle<io::Result<()>>,
+    }
+
+    async fn fixture(drain_timeout: Duration) -> Fixture {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let shutdown = CancellationToken::new();
+        let (calls, called) = mpsc::unbounded_channel();
+        let (open, opened) = watch::channel(false);
+        let endpoint = make(move |request: poem::Request| {
+            let (calls, mut opened) = (calls.clone(), opened.clone());
+            async move {
+                if request.uri().path() == "/slow" {
+                    let _ = calls.send(());
+                    let _ = opened.wait_for(|open| *open).await;
+                }
+                Ok::<_, poem::Error>(Response::builder().header("connection", "close").finish())
+            }
+        });
+        let stop = shutdown.clone();
+        let served =
+            tokio::spawn(async move { run(listener, endpoint, stop, drain_timeout).await });
+        Fixture {
+            url,
+            shutdown,
+            called,
+            open,
+            served,
+        }
+    }
+
+    fn get(url: String) -> JoinHandle<reqwest::Result<StatusCode>> {
+        tokio::spawn(async move { reqwest::get(url).await.map(|response| response.status()) })
+    }
+
+    #[tokio::test]
+    async fn requests_in_flight_finish_when_the_host_stops() {
+        let mut server = fixture(Duration::from_secs(60)).await;
+        let slow = get(format!("{}/slow", server.url));
+        server.called.recv().await.expect("it was called");
+        server.shutdown.cancel();
+        server.open.send_replace(true);
+        let slow = slow.await.expect("it does not panic");
+        assert_eq!(slow.expect("it was finished"), StatusCode::OK);
+        server
+            .served
+            .await
+            .expect("it does not panic")
+            .expect("it stopped well");
+        assert!(get(server.url).await.expect("it does not panic").is_err());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_finish_in_time_is_cut() {
+        let mut server = fixture(Duration::ZERO).await;
+        let slow = get(format!("{}/slow", server.url));
+        server.called.recv().await.expect("it was called");
+        server.shutdown.cancel();
+        server
+            .served
+            .await
+            .expect("it does not panic")
+            .expect("it stopped well");
+        assert!(slow.await.expect("it does not panic").is_err());
+    }
+}

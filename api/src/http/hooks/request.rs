@@ -25,7 +25,7 @@ pub fn input(request: &Request, bytes: Vec<u8>) -> ApiResult<Value> {
         return Ok(Value::Null);
     }
     match ContentType::of(request) {
-        ContentType::Json => body::json(&bytes).map_err(|fault| ApiError::invalid(vec![fault])),
+        ContentType::Json => body::json(&bytes).map_err(ApiError::invalid),
         ContentType::Form => Ok(form(&bytes)),
         ContentType::Text | ContentType::Yaml => Ok(match String::from_utf8(bytes) {
             Ok(text) => text,

@@ -484,10 +484,7 @@ impl Operations {
                 &event.data,
             )
         });
-        Ok(Events::until(
-            events,
-            self.0.shutdown.clone().cancelled_owned(),
-        ))
+        Ok(Events::new(events, &self.0))
     }
 
     /// Cancel an execution
@@ -521,7 +518,8 @@ impl Operations {
             None => (executions.start(start).await?.id, false),
             Some(wait) => {
                 let mut started = executions.start_watched(start).await?;
-                let ended = started.watch.ended(wait).await.is_some();
+                let ended = self.0.unless_stopped(started.watch.ended(wait)).await;
+                let ended = ended.is_some();
                 started.watch.stored().await?;
                 (started.id, ended)
             }

@@ -1,6 +1,6 @@
 //! Starting node runs: here when they are pure and small, else at the node runner.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ractor::ActorRef;
@@ -14,12 +14,14 @@ use crate::{
     expression::{self, Scope},
     item::{Item, Items},
     model::{
-        execution::{Effect, Event, RunKey},
+        execution::{Decision, Effect, Event, RunKey},
         graph::{Action, Step},
     },
     node::{AnyNode, NodeError, NodeInput, NodeRunIdentity, Parameters},
 };
 
+/// How often the lease is looked at while effects wait for it.
+const LEASE_POLL: Duration = Duration::from_millis(200);
 /// Up to how many items a pure node runs inside the actor.
 const INLINE_ITEMS_MAX: usize = 256;
 
@@ -44,18 +46,8 @@ impl ExecutionActor {
         let inline = is_inline(&node, step);
         if !inline && !matches!(node, AnyNode::Pure(_)) && !self.host.core.may_start_effects() {
             // The lease ran out: effects wait until it is renewed, or until this host is fenced.
-            state.held.push_back((
-                state.saved,
-                Effect::Start {
-                    key,
-                    attempt,
-                    barrier: true,
-                },
-            ));
-            let mark = state.saved;
-            myself.send_after(std::time::Duration::from_millis(200), move || {
-                Msg::Saved(mark, Ok(()))
-            });
+            state.without_lease.push((key, attempt));
+            myself.send_after(LEASE_POLL, || Msg::LeaseMayBeBack);
             return;
         }
         let input = self.node_input(state, key, attempt, now);
@@ -80,6 +72,23 @@ impl ExecutionActor {
                 timeout,
             }),
         }
+    }
+
+    /// Starts what waited for the lease; what still must wait comes back here.
+    pub(super) fn start_without_lease(&self, myself: &ActorRef<Msg>, state: &mut State) {
+        let effects = std::mem::take(&mut state.without_lease)
+            .into_iter()
+            .map(|(key, attempt)| Effect::Start {
+                key,
+                attempt,
+                barrier: false,
+            })
+            .collect();
+        let decision = Decision {
+            effects,
+            ..Decision::default()
+        };
+        self.run(myself, state, decision, VecDeque::new());
     }
 
     /// Finds out the elements of a map.

@@ -690,7 +690,7 @@ fn a_map_keeps_order_and_its_limit_whatever_finishes_first() {
 #[test]
 fn a_map_fails_fast_or_collects() {
     for collect_errors in [false, true] {
-        let mut inner = vec![step("", Action::Entry), node("work")];
+        let mut inner = vec![step("", Action::Entry), node("task")];
         inner[0].edges.push(edge(MAIN, 1));
         let map = Map {
             body: Arc::new(Body::new(inner)),
@@ -704,7 +704,7 @@ fn a_map_fails_fast_or_collects() {
         steps[0].edges.push(edge(MAIN, 1));
         let graph = graph(steps, Settings::default());
         let behaviour = |key: &str, attempt: u32| match key {
-            "each/0[1]/work/0" => Err(NodeError::permanent("bad", "no")),
+            "each/0[1]/task/0" => Err(NodeError::permanent("bad", "no")),
             _ => passes(key, attempt),
         };
         for seed in 0..20 {

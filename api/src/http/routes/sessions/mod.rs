@@ -174,15 +174,15 @@ impl Operations {
                 .events(id, Some(&accepted.after_seq.to_string()))
                 .await
                 .map_err(about(id))?;
-            return Ok(MessageAnswer::Stream(Events::new(of_turn(
-                events,
-                accepted.turn,
-            ))));
+            let events = of_turn(events, accepted.turn);
+            return Ok(MessageAnswer::Stream(Events::new(events, &self.0)));
         }
-        let turn = sessions
-            .turn(id, accepted.turn, TURN_WAIT)
-            .await
-            .map_err(about(id))?;
+        let turn = async {
+            let turn = sessions.turn(id, accepted.turn, TURN_WAIT).await;
+            turn.transpose()
+        };
+        let turn = self.0.unless_stopped(turn).await.transpose();
+        let turn = turn.map_err(about(id))?;
         Ok(match turn {
             Some(turn) => MessageAnswer::Turn(Box::new(turn)),
             None => MessageAnswer::GoesOn(
@@ -261,10 +261,7 @@ impl Operations {
         let events = events
             .map_err(about(id))?
             .map(|event| sse::event(Some(event.id), &event.name, &event.data));
-        Ok(Events::until(
-            events,
-            self.0.shutdown.clone().cancelled_owned(),
-        ))
+        Ok(Events::new(events, &self.0))
     }
 
     /// Cancel the running turn
