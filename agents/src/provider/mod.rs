@@ -89,8 +89,12 @@ fn settings(
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<openai::OpenAiSettings, String> {
     let base_url = expand(&definition.base_url, variable)?;
+    let base_url = parse_url(&base_url).map_err(|fault| format!("base_url: {fault}"))?;
+    if !base_url.username().is_empty() || base_url.password().is_some() {
+        return Err("base_url: it cannot hold a user or password".to_owned());
+    }
     Ok(openai::OpenAiSettings {
-        base_url: parse_url(&base_url).map_err(|fault| format!("base_url: {fault}"))?,
+        base_url,
         api_key: expand(&definition.api_key, variable)?.trim().to_owned(),
         timeout: definition.timeout,
         idle_timeout: definition.idle_timeout,

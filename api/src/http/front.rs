@@ -23,8 +23,13 @@ use super::{
     trace::TraceId,
 };
 
-/// The header every answer carries.
+/// The headers every answer carries.
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+/// Text that a client sent must not be taken for a page or a script.
+const NO_SNIFF: (HeaderName, HeaderValue) = (
+    header::X_CONTENT_TYPE_OPTIONS,
+    HeaderValue::from_static("nosniff"),
+);
 
 /// The whole HTTP interface.
 pub struct Front {
@@ -157,6 +162,7 @@ impl Endpoint for Front {
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);
         }
+        response.headers_mut().insert(NO_SNIFF.0, NO_SNIFF.1);
         if one_by_one && self.state.is_stopping() {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);

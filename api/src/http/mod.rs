@@ -20,6 +20,7 @@ mod input;
 pub mod keys;
 mod metrics;
 mod openapi;
+mod origin;
 mod problem;
 mod routes;
 mod server;

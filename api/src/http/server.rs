@@ -15,6 +15,7 @@ use poem::{
     http::uri::Scheme,
     web::{LocalAddr, RemoteAddr},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -22,7 +23,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How many connections may be open at once; further ones wait in the kernel's backlog.
+/// How many connections may be open at once; further ones wait in the kernel's backlog. Fewer where the process may
+/// not have twice as many open files: without any left it could not reach its database.
 const CONNECTIONS_MAX: usize = 8192;
 /// How long a client may take to send the headers of a request, and to begin the next one. Longer than clients keep
 /// idle connections, so that it is they who close them: else a request could meet a connection being closed.
@@ -57,7 +59,7 @@ where
         cut: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max()));
     while let Some((socket, remote, place)) = accept(&listener, &places, &shutdown).await {
         let service = service.clone();
         connections.spawn(async move {
@@ -76,6 +78,22 @@ where
         connections.wait().await;
     }
     Ok(())
+}
+
+/// Asks for as many open files as the process may have, and says how many of them connections may take.
+fn connections_max() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+    match getrlimit(Resource::Nofile).current {
+        None => CONNECTIONS_MAX,
+        Some(files) => CONNECTIONS_MAX.min(usize::try_from(files / 2).unwrap_or(usize::MAX)),
+    }
 }
 
 /// The next connection, or `None` when the host stops.

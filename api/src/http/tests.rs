@@ -529,3 +529,72 @@ async fn whoever_waits_while_the_host_stops_is_told_where_to_look() {
         assert!(answer.body["id"].is_string());
     }
 }
+
+#[tokio::test]
+async fn what_a_client_may_not_say_is_a_fault_and_no_failure() {
+    let host = Host::start().await;
+    for path in [
+        "/v1/executions?workflow=a%00b",
+        "/v1/executions?trigger=a%00b",
+        "/v1/sessions?agent=a%00b",
+    ] {
+        assert_eq!(host.get(path).await.status, 422, "{path}");
+    }
+    for kind in ["workflows", "agents", "providers"] {
+        let path = format!("/v1/{kind}/a%00b");
+        for method in [Method::GET, Method::DELETE] {
+            let answer = host.send(method, &path, "", "").await;
+            assert_eq!(answer.status, 404, "{path}");
+        }
+    }
+    let key = json!({"name": "a\0b", "scopes": ["workflows:read"]});
+    let answer = host.json(Method::POST, "/v1/keys", key).await;
+    assert_eq!(answer.status, 422);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_that_is_no_text_is_refused_and_not_passed_over() {
+    let host = Host::start().await;
+    let paths = [
+        "/v1/workflows/w/executions".to_owned(),
+        "/v1/agents/a/sessions".to_owned(),
+        format!("/v1/sessions/{}/messages", uuid::Uuid::nil()),
+    ];
+    for path in paths {
+        let key = header::HeaderValue::from_bytes("é".as_bytes()).expect("a header may be so");
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri_str(&path)
+            .header(header::AUTHORIZATION, format!("Bearer {ADMIN_KEY}"))
+            .header("Idempotency-Key", key)
+            .content_type("application/json")
+            .body("{}");
+        let answer = Answer::of(host.call(request).await).await;
+        assert_eq!(answer.status, 422, "{path}: {:#}", answer.body);
+        assert!(
+            answer.body.to_string().contains("idempotency-key"),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_answer_is_guessed_at_by_its_content() {
+    let host = Host::start().await;
+    for path in [
+        "/health/live",
+        "/docs",
+        "/v1/workflows",
+        "/nowhere",
+        "/hooks/x",
+    ] {
+        let request = Request::builder().uri_str(path).finish();
+        let response = host.call(request).await;
+        let header = response.headers().get("x-content-type-options");
+        assert_eq!(
+            header.map(|value| value.as_bytes()),
+            Some(&b"nosniff"[..]),
+            "{path}"
+        );
+    }
+}

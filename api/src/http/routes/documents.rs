@@ -474,6 +474,10 @@ impl Kind {
     /// Removes one. What runs goes on with the version it has.
     pub async fn delete(&self, state: &State, name: &str) -> ApiResult<NoContent> {
         use callboard_runtime::store::StoreError;
+        // Not a name that any document has, and not a text that the database takes.
+        if name.contains('\0') {
+            return Err(self.unknown(name));
+        }
         let deleted = state.app.core.documents.delete(self.name, name).await;
         state.hooks.forget();
         match deleted {
