@@ -14,6 +14,8 @@ use uuid::Uuid;
 
 /// How many events a watcher may be behind.
 const BACKLOG_MAX: usize = 1024;
+/// Fewer topics than this are not looked through.
+const CROWDED_MIN: usize = 64;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -29,14 +31,26 @@ pub struct Event {
 /// Hands events to watchers. Cloning it is cheap; all clones are one.
 #[derive(Clone, Default)]
 pub struct EventHub {
-    topics: Arc<Mutex<HashMap<Uuid, broadcast::Sender<Event>>>>,
+    topics: Arc<Mutex<Topics>>,
+}
+
+#[derive(Default)]
+struct Topics {
+    by_id: HashMap<Uuid, broadcast::Sender<Event>>,
+    /// With so many of them, those that nobody watches any more are forgotten.
+    crowded: usize,
 }
 
 impl EventHub {
     /// Watches one execution or session from now on.
     pub fn subscribe(&self, id: Uuid) -> broadcast::Receiver<Event> {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if topics.by_id.len() >= topics.crowded {
+            topics.by_id.retain(|_, topic| topic.receiver_count() > 0);
+            topics.crowded = (2 * topics.by_id.len()).max(CROWDED_MIN);
+        }
         topics
+            .by_id
             .entry(id)
             .or_insert_with(|| broadcast::channel(BACKLOG_MAX).0)
             .subscribe()
@@ -47,16 +61,38 @@ impl EventHub {
         self.topics
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(&id)
+            .by_id
+            .get(&id)
+            .is_some_and(|topic| topic.receiver_count() > 0)
     }
 
     /// Tells whoever watches. Forgets the topic when the last watcher has gone.
     pub fn publish(&self, id: Uuid, event: Event) {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = topics.get(&id)
+        if let Some(sender) = topics.by_id.get(&id)
             && sender.send(event).is_err()
         {
-            topics.remove(&id);
+            topics.by_id.remove(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_that_nobody_watches_any_more_are_forgotten() {
+        let hub = EventHub::default();
+        let watched = Uuid::now_v7();
+        let _receiver = hub.subscribe(watched);
+        for _ in 0..10 * CROWDED_MIN {
+            let id = Uuid::now_v7();
+            drop(hub.subscribe(id));
+            assert!(!hub.is_watched(id));
+        }
+        assert!(hub.is_watched(watched));
+        let kept = hub.topics.lock().expect("no panic").by_id.len();
+        assert!(kept <= CROWDED_MIN, "{kept} are kept");
     }
 }
