@@ -50,8 +50,8 @@ pub struct Agents {
 }
 
 struct Kept {
-    /// [`Documents::revision`] when it was made: a workflow that is a tool may have changed since.
-    revision: i64,
+    /// [`Documents::changes`] when it was made: a workflow that is a tool may have changed since.
+    changes: u64,
     agent: Arc<PreparedAgent>,
 }
 
@@ -95,11 +95,11 @@ impl Agents {
     }
 
     fn prepare(&self, stored: &StoredDocument) -> Result<Arc<PreparedAgent>, String> {
-        let revision = self.documents.revision();
+        let changes = self.documents.changes();
         let key = (stored.name.clone(), stored.version);
         let kept = |kept: &HashMap<_, Kept>| {
             kept.get(&key)
-                .filter(|kept| kept.revision == revision)
+                .filter(|kept| kept.changes == changes)
                 .map(|kept| Arc::clone(&kept.agent))
         };
         if let Some(agent) = kept(&self.kept.lock().unwrap_or_else(PoisonError::into_inner)) {
@@ -113,7 +113,7 @@ impl Agents {
         all.insert(
             key.clone(),
             Kept {
-                revision,
+                changes,
                 agent: Arc::clone(&agent),
             },
         );

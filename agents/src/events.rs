@@ -285,7 +285,11 @@ impl Watcher {
         self.push(format!("{}.{end}", self.seq), "message.delta", data);
     }
 
-    fn send_record(&mut self, seq: i64, name: &str, data: Value) {
+    fn send_record(&mut self, seq: i64, name: &str, mut data: Value) {
+        if let Some(members) = data.as_object_mut() {
+            // For telling a repeated message from another one under the same key; no business of clients.
+            members.remove("content_hash");
+        }
         self.seq = seq;
         self.begin = None;
         if ends_message(name) {

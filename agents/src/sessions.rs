@@ -21,7 +21,7 @@ use callboard_runtime::{
         sessions::{self, SessionFilter, StoredSession},
     },
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use futures_util::stream::BoxStream;
 use ractor::{Actor, ActorRef};
 use serde::Serialize;
@@ -300,7 +300,8 @@ impl Sessions {
             agent: agent.to_owned(),
             execution_id: options.execution_id,
             idempotency_key: options.idempotency_key.clone(),
-            created_at: Utc::now(),
+            // As the database will give it back.
+            created_at: Utc::now().trunc_subsecs(6),
         };
         let (core, id) = (&self.shared.core, new.id);
         let view = SessionView {

@@ -234,7 +234,7 @@ impl Config {
             faults.add(
                 "--no-auth",
                 format!(
-                    "is refused on {}: it is not a loopback address",
+                    "only a loopback address may go without keys, and {} is none",
                     self.listen
                 ),
             );
@@ -484,7 +484,7 @@ mod tests {
         assert!(read(&["--no-auth", "--listen=[::1]:0"], &[]).is_ok());
         let found = problems(&["--no-auth", "--listen=0.0.0.0:8080"], &[]);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("not a loopback address"), "{found:?}");
+        assert!(found[0].contains("only a loopback address"), "{found:?}");
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn validate_can_be_read_by_a_program() -> TestResult {
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_str(&stdout(&output))?;
     assert_eq!(report["valid"], false);
-    let path = serde_json::json!(["spec", "steps", "0", "usess"]);
+    let path = serde_json::json!(["spec", "steps", 0, "usess"]);
     let faults = report["faults"].as_array().ok_or("no list of faults")?;
     let fault = faults
         .iter()

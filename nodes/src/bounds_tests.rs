@@ -59,7 +59,7 @@ fn copies_beside_each_element_are_counted() {
 fn values_made_for_each_item_are_counted() {
     let items: Value = (0..COPIES).map(|i| json!({"i": i})).collect();
     let with = json!({"values": {"text": "{{ 'x'.repeat(1048576) }}"}});
-    is_too_much(&Set, with, &[items.clone()]);
+    is_too_much(&Set, with, std::slice::from_ref(&items));
     let with = json!({"code": "return {text: 'x'.repeat(1048576)}", "mode": "each"});
     is_too_much(&Code, with, &[items]);
 }

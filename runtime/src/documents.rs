@@ -85,6 +85,8 @@ struct Inner {
 struct Snapshot {
     /// Everything up to this change is in it.
     revision: i64,
+    /// How many snapshots with other documents came before it.
+    changes: u64,
     kinds: HashMap<String, BTreeMap<String, Held>>,
 }
 
@@ -102,13 +104,13 @@ impl Snapshot {
     fn hold(&mut self, row: DocumentRow) -> Arc<StoredDocument> {
         let revision = row.revision;
         let document = Arc::new(StoredDocument::from(row));
-        self.kinds.entry(document.kind.clone()).or_default().insert(
-            document.name.clone(),
-            Held {
-                revision,
-                document: Arc::clone(&document),
-            },
-        );
+        let held = Held {
+            revision,
+            document: Arc::clone(&document),
+        };
+        let names = self.kinds.entry(document.kind.clone()).or_default();
+        let before = names.insert(document.name.clone(), held);
+        self.changes += u64::from(before.is_none_or(|before| before.revision != revision));
         document
     }
 }
@@ -128,9 +130,16 @@ impl Documents {
         Ok(documents)
     }
 
-    /// The change up to which memory follows the store. Grows with every change of any document.
+    /// The change up to which memory follows the store. Behind it for a moment after a change made here: what is
+    /// derived from documents goes by [`Self::changes`].
     pub fn revision(&self) -> i64 {
         self.snapshot().revision
+    }
+
+    /// Another number whenever what [`Self::find`] and [`Self::list`] give became different, at once also after a
+    /// change made here. Grows; counts anew in each process.
+    pub fn changes(&self) -> u64 {
+        self.snapshot().changes
     }
 
     /// Reads what changed since memory last followed the store. Harmless to repeat.
@@ -140,10 +149,12 @@ impl Documents {
         let mut next = Snapshot::clone(&self.snapshot());
         next.revision = inventory.revision;
         for (kind, names) in &mut next.kinds {
+            let before = names.len();
             names.retain(|name, held| {
                 let stored = inventory.documents.get(&(kind.clone(), name.clone()));
                 stored.is_some_and(|&revision| revision == held.revision)
             });
+            next.changes += (before - names.len()) as u64;
         }
         let missing: Vec<(String, String)> = inventory
             .documents
@@ -259,9 +270,9 @@ impl Documents {
         store::delete(&mut tx, kind, name).await?;
         tx.commit().await.map_err(StoreError::from_sqlx)?;
         let mut next = Snapshot::clone(&self.snapshot());
-        if let Some(names) = next.kinds.get_mut(kind) {
-            names.remove(name);
-        }
+        let names = next.kinds.get_mut(kind);
+        let removed = names.and_then(|names| names.remove(name));
+        next.changes += u64::from(removed.is_some());
         self.publish(next);
         Ok(())
     }

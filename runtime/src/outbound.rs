@@ -130,8 +130,10 @@ pub enum OutboundError {
     #[error("no complete answer within {} ms", .0.as_millis())]
     Timeout(Duration),
     /// No connection came about.
-    #[error("cannot connect: {message}")]
+    #[error("cannot connect to {host}: {message}")]
     Connect {
+        /// Host and port.
+        host: String,
         /// What happened.
         message: String,
         /// Whether a redirect led there: the first request was sent.
@@ -391,6 +393,7 @@ fn header_bytes(headers: &HeaderMap) -> usize {
 }
 
 fn classify(fault: reqwest::Error, redirected: bool) -> OutboundError {
+    let host = fault.url().and_then(place).unwrap_or_default();
     let fault = fault.without_url();
     if let Some(refused) = find_refused(&fault) {
         return OutboundError::refused(refused.clone(), redirected);
@@ -402,11 +405,21 @@ fn classify(fault: reqwest::Error, redirected: bool) -> OutboundError {
             innermost(&fault)
         };
         return OutboundError::Connect {
+            host,
             message,
             redirected,
         };
     }
     OutboundError::Protocol(innermost(&fault))
+}
+
+/// `host:port`: what may be told of a URL, whose other parts may hold secrets.
+fn place(url: &Url) -> Option<String> {
+    Some(format!(
+        "{}:{}",
+        url.host_str()?,
+        url.port_or_known_default()?
+    ))
 }
 
 fn find_refused(fault: &reqwest::Error) -> Option<&RefusedAddress> {

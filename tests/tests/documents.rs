@@ -282,6 +282,46 @@ async fn documents_of_the_wrong_shape_are_refused() {
 }
 
 #[tokio::test]
+async fn a_fault_of_form_hides_no_other_fault() {
+    let server = Server::start().await;
+    let document = json!({
+        "kind": "Workflow",
+        "metadata": {"name": "two words", "tag": "x"},
+        "spec": {"steps": [{"id": "a", "uses": "sett"}]},
+        "specs": {},
+    });
+    let body = server.post("/v1/workflows", &document).await.expect(422);
+    let found = faults(&body);
+    assert_fault(&found, "metadata.name", "a name");
+    assert_fault(&found, "metadata.tag", "did you mean `tags`");
+    assert_fault(&found, "body.specs", "did you mean `spec`");
+    assert_fault(&found, "steps.0.uses", "did you mean `set`");
+    // What is no workflow is not looked at as one.
+    let agent = json!({"kind": "Agent", "metadata": {}, "spec": {"steps": 5}});
+    let found = faults(&server.post("/v1/workflows", &agent).await.expect(422));
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_set_of_documents_is_applied_whole_or_not_at_all() {
+    let server = Server::start().await;
+    let directory = open_directory("apply");
+    let sound = serde_json::to_string(&workflow("sound", json!([noop("a")]))).unwrap();
+    let faulty = serde_json::to_string(&workflow("faulty", json!([{"id": "a"}]))).unwrap();
+    std::fs::write(directory.join("a.json"), sound).unwrap();
+    std::fs::write(directory.join("b.json"), faulty).unwrap();
+    let data_dir = server.data_dir().display().to_string();
+    let apply = ["apply", "--data-dir", &data_dir, "."];
+    for arguments in [&apply[..], &[&apply[..], &["--dry-run"]].concat()] {
+        let output = run_command(arguments, &directory).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("spec.steps.0.uses: Field required"), "{said}");
+        server.get("/v1/workflows/sound").await.expect_problem(404);
+    }
+}
+
+#[tokio::test]
 async fn bodies_over_the_limit_are_refused_and_small_ones_are_not() {
     let server = Options::new()
         .flag("--max-body")

@@ -334,24 +334,40 @@ async fn events_are_live_replayed_and_resumed_without_gap_or_duplicate() {
     let path = format!("/v1/executions/{id}/events");
     let mut live = server.events(&path, None).await;
     // What was before the connection is replayed; then the stream stays open.
-    let mut watched = live.until("node.finished").await;
+    let mut watched = live.until("node.started").await;
+    let started = watched.last().unwrap();
+    assert_eq!(
+        (&started.id, &started.data["step"], &started.data["attempt"]),
+        (&None, &json!("call"), &json!(1)),
+        "what began before the connection is said to be in progress: {watched:#?}"
+    );
     gate.open();
     watched.extend(live.until("execution.finished").await);
     assert!(live.next().await.is_none(), "nothing follows the end");
 
-    let journaled = |events: &[callboard_tests::Event]| -> Vec<(i64, String)> {
-        let with_id = events
-            .iter()
-            .filter_map(|event| Some((event.id.as_ref()?.parse().unwrap(), event.name.clone())));
+    let calls_begun = watched
+        .iter()
+        .filter(|event| event.name == "node.started" && event.data["step"] == "call");
+    assert_eq!(calls_begun.count(), 1, "{watched:#?}");
+
+    let journaled = |events: &[callboard_tests::Event]| -> Vec<(i64, String, Value)> {
+        let with_id = events.iter().filter_map(|event| {
+            let seq = event.id.as_ref()?.parse().unwrap();
+            Some((seq, event.name.clone(), event.data.clone()))
+        });
         with_id.collect()
     };
     let watched = journaled(&watched);
-    let seqs: Vec<i64> = watched.iter().map(|(seq, _)| *seq).collect();
+    let seqs: Vec<i64> = watched.iter().map(|(seq, ..)| *seq).collect();
     assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]), "{watched:?}");
-    assert_eq!(watched.first().unwrap().1, "execution.started");
+    let (_, name, data) = watched.first().unwrap();
+    assert_eq!(
+        (name.as_str(), &data["status"], &data["version"]),
+        ("execution.started", &json!("running"), &json!(1))
+    );
     let finished = watched
         .iter()
-        .filter(|(_, name)| name == "node.finished")
+        .filter(|(_, name, _)| name == "node.finished")
         .count();
     assert!(finished >= 3, "{watched:?}");
 
@@ -401,6 +417,19 @@ async fn a_waiting_execution_is_cancelled_and_never_wakes() {
         .await;
     let id = server.begin("nap", json!({})).await;
     server.wait_for_status(&id, &["waiting"]).await;
+    let path = format!("/v1/executions/{id}/events");
+    let said = server
+        .events(&path, None)
+        .await
+        .until("execution.waiting")
+        .await;
+    let wait = &said.last().unwrap().data["waits"][0];
+    assert_eq!(
+        (&wait["step"], &wait["item_index"]),
+        (&json!("sleep"), &Value::Null),
+        "{said:#?}"
+    );
+    assert!(wait["wake_at"].is_string(), "{said:#?}");
     server
         .post(&format!("/v1/executions/{id}/cancel"), &json!({}))
         .await

@@ -265,9 +265,19 @@ async fn only_claimed_paths_and_methods_exist_and_only_callers_with_the_scope_ge
         "orders:place"
     );
     call(&placer, "/hooks/special").await.expect(200);
-    // A name that is gone claims nothing.
+    // A name that is gone claims nothing, and one that is new its path at once.
     server.delete("/v1/workflows/public").await.expect(204);
     without("/hooks/public").send().await.expect_problem(404);
+    server.apply(&hook("later", ", public: true", ADD)).await;
+    without("/hooks/later").send().await.expect(200);
+    let switch = async |enabled: bool| {
+        let body = json!({"enabled": enabled});
+        server.patch("/v1/workflows/later", &body).await.expect(200)
+    };
+    switch(false).await;
+    without("/hooks/later").send().await.expect_problem(404);
+    switch(true).await;
+    without("/hooks/later").send().await.expect(200);
 }
 
 #[tokio::test]

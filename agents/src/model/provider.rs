@@ -8,6 +8,7 @@ use std::time::Duration;
 use callboard_runtime::{
     document::{Document, Fault, reader::Reader},
     expression::Template,
+    outbound::parse_url,
     provider::{FinishReason, ModelErrorKind, Usage},
 };
 use serde_json::{Map, Value};
@@ -109,7 +110,9 @@ fn read(spec: &Reader<'_>) -> Option<ProviderDefinition> {
     match kind? {
         Kind::OpenAi => {
             let base_url = match fields.optional("base_url") {
-                Some(url) => setting(&url).filter(|_| without_password(&url)),
+                Some(url) => {
+                    setting(&url).filter(|text| without_password(&url) && is_url(text, &url))
+                }
                 None => Some("https://api.openai.com/v1".to_owned()),
             };
             let api_key = match fields.optional("api_key") {
@@ -161,6 +164,20 @@ fn setting(reader: &Reader<'_>) -> Option<String> {
         Err(fault) => {
             reader.fault("value_error", fault);
             None
+        }
+    }
+}
+
+/// Whether a text is a URL as far as that can be said: where variables have no default, it is up to the host.
+fn is_url(text: &str, reader: &Reader<'_>) -> bool {
+    match expand(text, &|_| None).map(|url| parse_url(&url)) {
+        Err(_) | Ok(Ok(_)) => true,
+        Ok(Err(fault)) => {
+            reader.fault(
+                "url_parsing",
+                format!("Input should be a valid URL: {fault}"),
+            );
+            false
         }
     }
 }
@@ -465,5 +482,16 @@ mod tests {
             "{faults:?}"
         );
         assert!(compile_spec("  type: other\n").is_err());
+        for (url, sound) in [
+            ("${URL}", true),
+            ("${URL:http://127.0.0.1:1/v1}", true),
+            ("${SCHEME}://x", true),
+            ("models.example/v1", false),
+            ("ftp://models.example", false),
+            ("${URL:}", false),
+        ] {
+            let spec = format!("  type: openai\n  base_url: \"{url}\"\n");
+            assert_eq!(compile_spec(&spec).is_ok(), sound, "{url}");
+        }
     }
 }

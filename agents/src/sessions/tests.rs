@@ -495,10 +495,8 @@ async fn a_turn_goes_on_where_a_dead_host_left_it() {
         .collect();
     assert_eq!(seqs, (1..=seqs.len() as i64).collect::<Vec<_>>());
     assert!(names(&events).contains(&"turn.resumed"));
-    assert_eq!(
-        host.sessions.get(id).await.expect("it is there").status,
-        "idle"
-    );
+    // The repeated message took hold of the session for a moment.
+    until(|| async { host.sessions.get(id).await.expect("it is there").status == "idle" }).await;
     host.die().await;
 }
 

@@ -56,7 +56,9 @@ struct Change {
 pub async fn apply(client: &Client, args: &ApplyArgs, output: &Output) -> Result<(), Failure> {
     let loaded = documents::read_paths(&args.paths)?;
     let mut faults = loaded.faults;
-    faults.extend(documents::duplicates(&loaded.documents));
+    // All of it before any of it: a set of documents is not left half applied for want of a comma.
+    let nodes = documents::node_types()?;
+    faults.extend(documents::check(&loaded.documents, &nodes));
     if !faults.is_empty() {
         return validate::report(&faults, loaded.documents.len(), output);
     }

@@ -49,7 +49,13 @@ pub async fn chat(client: &Client, args: &ChatArgs, output: &Output) -> Result<(
             line = lines.recv() => line,
             _ = tokio::signal::ctrl_c() => None,
         };
-        let Some(line) = line else { break };
+        let Some(line) = line else {
+            if terminal && !output.is_json() {
+                // The prompt stands open.
+                output.line("");
+            }
+            break;
+        };
         let message = line.map_err(Failure::Failed)?;
         match message.trim() {
             "" => continue,

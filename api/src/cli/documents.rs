@@ -1,7 +1,6 @@
 //! Documents in files: finding them, reading them with the places of their parts, checking them without a server.
 
 use std::{
-    collections::HashMap,
     fs,
     io::Read,
     path::{Path, PathBuf},
@@ -32,9 +31,9 @@ const KINDS: [(&str, &str); 3] = [
 /// What files hold.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// All documents of files without faults of form, in the order in which they can be applied.
+    /// In the order in which they can be applied. While there are `faults`, what could be read in spite of them.
     pub documents: Vec<Document>,
-    /// Faults of form, and names that occur twice.
+    /// Faults of form.
     pub faults: Vec<Fault>,
 }
 
@@ -61,34 +60,15 @@ pub fn read_paths(paths: &[PathBuf]) -> Result<Loaded, Failure> {
 impl Loaded {
     /// Reads the text of one file.
     pub fn add(&mut self, text: &str, file: &str) {
-        match document::read(text, Some(file)) {
-            Ok(documents) => self.documents.extend(documents),
-            Err(faults) => self.faults.extend(faults),
-        }
+        let (documents, faults) = document::read_all(text, Some(file));
+        self.documents.extend(documents);
+        self.faults.extend(faults);
     }
 
     /// Puts documents in the order in which they can be applied.
     pub fn sort(&mut self) {
         self.documents.sort_by_key(|document| rank(&document.kind));
     }
-}
-
-/// Names that occur twice: applying both would leave one, and nobody knows which.
-pub fn duplicates(documents: &[Document]) -> Vec<Fault> {
-    let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
-    let mut faults = Vec::new();
-    for document in documents {
-        if let Some(first) = seen.insert((&document.kind, &document.name), document) {
-            let message = format!(
-                "another {} is named `{}`, at {}",
-                document.kind,
-                document.name,
-                place(first)
-            );
-            faults.push(fault(document, &["metadata", "name"], message));
-        }
-    }
-    faults
 }
 
 fn rank(kind: &str) -> usize {
@@ -222,33 +202,14 @@ fn check_one(document: &Document, nodes: &NodeRegistry) -> Vec<Fault> {
     .unwrap_or_default()
 }
 
-fn fault(document: &Document, path: &[&str], message: String) -> Fault {
-    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
-    Fault {
-        file: document.source.file.clone(),
-        position: document.source.position(&path),
-        path,
-        message,
-        kind: "value_error",
-    }
-}
-
-fn place(document: &Document) -> String {
-    let file = document.source.file.as_deref().unwrap_or("?");
-    let path = ["metadata", "name"].map(str::to_owned);
-    match document.source.position(&path) {
-        Some((line, column)) => format!("{file}:{line}:{column}"),
-        None => file.to_owned(),
-    }
-}
-
 /// A fault as `--format json` shows it.
 pub fn fault_json(fault: &Fault) -> Value {
     json!({
         "file": fault.file,
         "line": fault.position.map(|(line, _)| line),
         "column": fault.position.map(|(_, column)| column),
-        "path": fault.path,
+        // As in the `loc` of a 422, which has `body` before it.
+        "path": document::loc(&fault.path).split_off(1),
         "message": fault.message,
         "type": fault.kind,
     })
@@ -256,7 +217,7 @@ pub fn fault_json(fault: &Fault) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::HashMap, sync::Arc};
 
     use callboard_runtime::document::Source;
 
@@ -291,21 +252,5 @@ mod tests {
             .map(|document| document.kind.as_str())
             .collect();
         assert_eq!(kinds, ["Provider", "Agent", "Workflow"]);
-    }
-
-    #[test]
-    fn a_name_that_occurs_twice_is_a_fault_that_names_both_places() {
-        let faults = duplicates(&[
-            named("Agent", "x", 2),
-            named("Workflow", "x", 9),
-            named("Agent", "x", 20),
-        ]);
-        assert_eq!(faults.len(), 1);
-        assert_eq!(faults[0].position, Some((20, 3)));
-        assert!(
-            faults[0].message.contains("a.yaml:2:3"),
-            "{}",
-            faults[0].message
-        );
     }
 }

@@ -7,7 +7,7 @@ use super::{
     Failure,
     client::Client,
     follow,
-    output::{Output, duration_ms, harmless, member, member_time, remark, table},
+    output::{Output, duration_ms, harmless, member, member_shown, member_time, remark, table},
 };
 
 /// How many node runs one request asks for.
@@ -27,7 +27,7 @@ pub enum ExecutionsCommand {
     },
     /// End executions as cancelled
     Cancel {
-        /// Ids of executions
+        /// Ids of executions; `last` is the newest one
         #[arg(required = true)]
         ids: Vec<String>,
     },
@@ -98,7 +98,14 @@ async fn list(client: &Client, args: &ListArgs, output: &Output) -> Result<(), F
     print_list(
         &page,
         output,
-        &["ID", "WORKFLOW", "STATUS", "TRIGGER", "STARTED", "TOOK"],
+        &[
+            "ID",
+            "WORKFLOW",
+            "STATUS",
+            "TRIGGER",
+            "STARTED (UTC)",
+            "TOOK",
+        ],
         |row| {
             vec![
                 member(row, "id"),
@@ -169,11 +176,7 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
         "retry_of",
         "idempotency_key",
     ] {
-        let text = if name.ends_with("_at") {
-            member_time(&execution, name)
-        } else {
-            member(&execution, name)
-        };
+        let text = member_shown(&execution, name);
         if !text.is_empty() {
             output.line(format!(
                 "{:<16} {}",
@@ -265,6 +268,7 @@ pub fn print_node_runs(runs: &[Value], output: &Output) {
 async fn cancel(client: &Client, ids: &[String], output: &Output) -> Result<(), Failure> {
     let mut failed = None;
     for id in ids {
+        let id = &resolve(client, "executions", id).await?;
         let request = client.request(Method::POST, &["v1", "executions", id, "cancel"]);
         let (result, failure) = match client.send(request).await {
             Ok(_) => ("cancelled".to_owned(), None),

@@ -21,6 +21,8 @@ const ANNOUNCED_AFTER: TimeDelta = TimeDelta::milliseconds(250);
 const LIVE_LINES_MAX: usize = 8;
 /// From how many runs of one step on, as in a `map`, they are shown as one line.
 const GROUPED_FROM: usize = 3;
+/// How many waits are shown one by one.
+const WAITS_SHOWN: usize = 3;
 /// Width that names of steps are padded to.
 const STEP_WIDTH: usize = 18;
 /// Width that times are padded to.
@@ -285,9 +287,7 @@ impl Drawing {
     }
 
     fn waiting(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
-        let until = time(data, "wake_at")
-            .map(|time| format!(" until {}", time.format("%Y-%m-%d %H:%M:%S UTC")));
-        let words = format!("waiting{}", until.unwrap_or_default());
+        let words = wait_words(data);
         if self.waits.as_ref() == Some(&words) {
             // A stream that was opened again, or a host that took over, says so once more.
             return Vec::new();
@@ -436,6 +436,27 @@ impl Drawing {
 /// A step's name, with the place of the element within a `map`.
 fn label(step: &str, item: Option<i64>) -> String {
     item.map_or_else(|| step.to_owned(), |item| format!("{step}[{item}]"))
+}
+
+/// What an execution waits for: the first few waits, each with its end where that is known.
+fn wait_words(data: &Value) -> String {
+    let waits = data.get("waits").and_then(Value::as_array);
+    let waits = waits.map_or(&[][..], Vec::as_slice);
+    let one = |wait: &Value| {
+        let item = wait.get("item_index").and_then(Value::as_i64);
+        let until = time(wait, "wake_at")
+            .map(|time| format!(" until {}", time.format("%Y-%m-%d %H:%M:%S UTC")));
+        let name = label(&one_line(&member(wait, "step")), item);
+        format!("{name}{}", until.unwrap_or_default())
+    };
+    let mut words: Vec<String> = waits.iter().take(WAITS_SHOWN).map(one).collect();
+    if waits.len() > WAITS_SHOWN {
+        words.push(format!("{} more", waits.len() - WAITS_SHOWN));
+    }
+    if words.is_empty() {
+        return "waiting".to_owned();
+    }
+    format!("waiting: {}", words.join(", "))
 }
 
 fn attempt(data: &Value) -> i64 {

@@ -86,7 +86,7 @@ async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
     print_list(
         &page,
         output,
-        &["ID", "NAME", "SCOPES", "CREATED", "EXPIRES"],
+        &["ID", "NAME", "SCOPES", "CREATED (UTC)", "EXPIRES (UTC)"],
         |key| {
             let scopes: Vec<&str> = key
                 .get("scopes")

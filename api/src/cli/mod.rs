@@ -40,6 +40,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(clap::Args, Clone)]
+#[command(next_help_heading = "Common options")]
 pub struct Global {
     /// Server to speak to [default: the one of the data directory, else http://127.0.0.1:8080]
     #[arg(long, global = true, env = "CALLBOARD_SERVER", value_name = "URL")]
@@ -57,6 +58,8 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        env = "CALLBOARD_FORMAT",
+        hide_env = true,
         value_name = "text|json",
         default_value = "text",
         hide_possible_values = true

@@ -268,7 +268,15 @@ pub fn member(value: &Value, name: &str) -> String {
     }
 }
 
-/// A member that is a time, to the second: `2026-03-01 12:00:05`.
+/// A member as text, where one whose name ends in `_at` is a time.
+pub fn member_shown(value: &Value, name: &str) -> String {
+    match member_time(value, name) {
+        time if time.is_empty() || !name.ends_with("_at") => member(value, name),
+        time => format!("{time} UTC"),
+    }
+}
+
+/// A member that is a time, in UTC and to the second: `2026-03-01 12:00:05`.
 pub fn member_time(value: &Value, name: &str) -> String {
     let text = member(value, name);
     match chrono::DateTime::parse_from_rfc3339(&text) {
@@ -330,6 +338,11 @@ mod tests {
             ["x", "5", "", ""]
         );
         assert_eq!(member_time(&value, "t"), "2026-03-01 12:00:05");
+        let value = json!({"started_at": "2026-03-01T12:00:05Z", "finished_at": null, "id": "x"});
+        assert_eq!(
+            ["started_at", "finished_at", "id"].map(|name| member_shown(&value, name)),
+            ["2026-03-01 12:00:05 UTC", "", "x"]
+        );
     }
 
     #[test]

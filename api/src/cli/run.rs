@@ -88,7 +88,7 @@ async fn start(client: &Client, args: &RunArgs, body: &Value) -> Result<Value, F
                     .unwrap_or(Duration::from_secs(1))
                     .min(Duration::from_secs(30))
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => return Err(without_input(failure, body)),
         };
         remark(format!(
             "the server is busy, trying again in {}s",
@@ -96,6 +96,17 @@ async fn start(client: &Client, args: &RunArgs, body: &Value) -> Result<Value, F
         ));
         tokio::time::sleep(pause).await;
         attempt += 1;
+    }
+}
+
+/// Says how to give an input, when one is missing.
+fn without_input(failure: Failure, body: &Value) -> Failure {
+    match failure {
+        Failure::Refused(mut refusal) if refusal.status == 422 && body["input"].is_null() => {
+            refusal.message.push_str("\ngive an input with --input");
+            Failure::Refused(refusal)
+        }
+        other => other,
     }
 }
 

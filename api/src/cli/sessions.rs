@@ -7,7 +7,7 @@ use super::{
     chat::{Conversation, usage_words},
     client::{Client, Tail},
     executions::{data, print_list, resolve},
-    output::{Output, harmless, member, member_time},
+    output::{Output, harmless, member, member_shown, member_time},
 };
 
 /// How many rows of a transcript one request asks for.
@@ -75,7 +75,7 @@ fn list(page: &Value, output: &Output) {
     print_list(
         page,
         output,
-        &["ID", "AGENT", "STATUS", "OPENED", "CHANGED"],
+        &["ID", "AGENT", "STATUS", "OPENED (UTC)", "CHANGED (UTC)"],
         |session| {
             vec![
                 member(session, "id"),
@@ -103,11 +103,7 @@ async fn show(client: &Client, id: &str, output: &Output) -> Result<(), Failure>
         "created_at",
         "updated_at",
     ] {
-        let text = if name.ends_with("_at") {
-            member_time(&session, name)
-        } else {
-            member(&session, name)
-        };
+        let text = member_shown(&session, name);
         if !text.is_empty() {
             output.line(format!(
                 "{:<14} {}",

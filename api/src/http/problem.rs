@@ -171,6 +171,11 @@ impl ApiError {
         this
     }
 
+    /// The faults it lists; none unless it is a 422.
+    pub fn into_faults(self) -> Vec<Fault> {
+        self.0.faults
+    }
+
     /// There is no such thing.
     pub fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)

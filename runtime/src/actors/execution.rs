@@ -97,6 +97,8 @@ pub enum Msg {
     Wake(RunKey),
     /// A child has been started, refused, or has ended.
     Child(ExecutionId, Box<WaitEnd>),
+    /// Somebody begins to watch: replies with `node.started` of everything that is in progress.
+    InProgress(oneshot::Sender<Vec<Value>>),
     /// Nothing kept it from being given up for a while: look again.
     Idle,
     /// The lease may have been renewed, for which effects wait.
@@ -138,6 +140,8 @@ pub struct State {
     put_off: VecDeque<Event>,
     cancel_replies: Vec<oneshot::Sender<Result<(), ActionError>>>,
     timers: HashMap<RunKey, AbortOnDrop>,
+    /// When the attempts began that node runs of their own carry out.
+    began: HashMap<RunKey, DateTime<Utc>>,
     /// The one for the time limit.
     deadline: Option<AbortOnDrop>,
     /// Children whose start is not known to be durable: until it is, the execution stays in memory.
@@ -188,7 +192,10 @@ impl Actor for ExecutionActor {
         }
         match msg {
             Msg::Go => self.go(&myself, state),
-            Msg::NodeRunFinished(report) => self.decide(&myself, state, finished(*report)),
+            Msg::NodeRunFinished(report) => {
+                state.began.remove(&report.key);
+                self.decide(&myself, state, finished(*report));
+            }
             Msg::Saved(mark, result) => self.saved(&myself, state, mark, result),
             Msg::Expanded(key, elements) => {
                 self.decide(
@@ -213,6 +220,8 @@ impl Actor for ExecutionActor {
                 },
             ),
             Msg::Child(child, with) => self.child(&myself, state, child, *with),
+            // Fails only when nobody watches any more.
+            Msg::InProgress(reply) => drop(reply.send(self.in_progress(state))),
             Msg::Idle => self.run(&myself, state, Decision::default(), VecDeque::new()),
             Msg::LeaseMayBeBack => self.start_without_lease(&myself, state),
             Msg::Deadline => self.deadline_reached(&myself, state),
@@ -240,7 +249,8 @@ impl State {
             Arc::new(json!({"id": execution.id().to_string(), "mode": trigger})),
             Arc::new(json!({"id": name, "name": name, "version": version})),
         );
-        let linger_until = if row.is_some() {
+        let is_new = execution.last_seq() < 0;
+        let linger_until = if is_new {
             Utc::now()
         } else {
             Utc::now() + LINGER
@@ -263,6 +273,7 @@ impl State {
             put_off: VecDeque::new(),
             cancel_replies: Vec::new(),
             timers: HashMap::new(),
+            began: HashMap::new(),
             deadline: None,
             children_starting: HashSet::new(),
             linger_until,
@@ -422,6 +433,7 @@ impl ExecutionActor {
                 let is_start = |effect: &Effect| matches!(effect, Effect::Start { key: started, .. } if *started == key);
                 turn.held.retain(|effect| !is_start(effect));
                 state.held.retain(|(_, effect)| !is_start(effect));
+                state.began.remove(&key);
                 self.host.kill_run(state.execution.id(), key);
             }
             Effect::StartChild(_, ref child) => {

@@ -125,6 +125,17 @@ impl fmt::Display for Fault {
 /// Reads all documents of a file, at most [`FILE_BYTES_MAX`] long. All faults of form are found at once; behind a
 /// fault of syntax nothing can be read. A file without a document is none.
 pub fn read(text: &str, file: Option<&str>) -> Result<Vec<Document>, Vec<Fault>> {
+    let (documents, faults) = read_all(text, file);
+    if faults.is_empty() {
+        Ok(documents)
+    } else {
+        Err(faults)
+    }
+}
+
+/// As [`read`], with what can be read in spite of faults. Such documents are for finding further faults only: those
+/// without a readable `kind` or `spec` are left out, and a name that cannot be read is empty.
+pub fn read_all(text: &str, file: Option<&str>) -> (Vec<Document>, Vec<Fault>) {
     if text.len() > FILE_BYTES_MAX {
         let faults = Faults::new(Arc::new(Source::in_file(file)));
         faults.add::<&str>(
@@ -132,22 +143,17 @@ pub fn read(text: &str, file: Option<&str>) -> Result<Vec<Document>, Vec<Fault>>
             "value_error",
             format!("The file is larger than {FILE_BYTES_MAX} bytes"),
         );
-        return Err(faults.into_vec());
+        return (Vec::new(), faults.into_vec());
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (loaded, mut faults) = load(text, file);
     let mut documents = Vec::new();
     for document in loaded {
-        match check_form(document.body, document.source) {
-            Ok(document) => documents.push(document),
-            Err(more) => faults.extend(more),
-        }
+        let (document, more) = check_form(document.body, document.source);
+        documents.extend(document);
+        faults.extend(more);
     }
-    if faults.is_empty() {
-        Ok(documents)
-    } else {
-        Err(faults)
-    }
+    (documents, faults)
 }
 
 /// What begins as a JSON object is read as JSON, unless only YAML makes sense of it (`{kind: Agent}`).
@@ -166,11 +172,20 @@ fn load(text: &str, file: Option<&str>) -> (Vec<yaml::Loaded>, Vec<Fault>) {
 
 /// A document that came as a JSON value.
 pub fn from_value(body: Value) -> Result<Document, Vec<Fault>> {
+    match read_value(body) {
+        (Some(document), faults) if faults.is_empty() => Ok(document),
+        (_, faults) => Err(faults),
+    }
+}
+
+/// As [`from_value`], with what can be read in spite of faults, as [`read_all`] gives it. Without a document there is a
+/// fault.
+pub fn read_value(body: Value) -> (Option<Document>, Vec<Fault>) {
     let mut nodes = 0;
     if let Err(message) = bounded(&body, 1, &mut nodes) {
         let faults = Faults::new(Arc::default());
         faults.add::<&str>(&[], "value_error", message);
-        return Err(faults.into_vec());
+        return (None, faults.into_vec());
     }
     check_form(body, Source::default())
 }
@@ -194,8 +209,8 @@ fn bounded(value: &Value, depth: usize, nodes: &mut usize) -> Result<(), String>
     }
 }
 
-/// Checks what all kinds share: `kind`, `metadata`, and that there is a `spec`.
-fn check_form(body: Value, source: Source) -> Result<Document, Vec<Fault>> {
+/// Checks what all kinds share: `kind`, `metadata`, and that there is a `spec`. Without a document there is a fault.
+fn check_form(body: Value, source: Source) -> (Option<Document>, Vec<Fault>) {
     let source = Arc::new(source);
     let faults = Faults::new(Arc::clone(&source));
     let form = Reader::new(&body, &faults).fields().and_then(|mut fields| {
@@ -205,15 +220,18 @@ fn check_form(body: Value, source: Source) -> Result<Document, Vec<Fault>> {
             .and_then(|metadata| read_metadata(&metadata));
         let spec = fields.required("spec").and_then(|spec| spec.entries());
         fields.finish();
-        spec.and(Some((kind?.to_owned(), name?.to_owned())))
+        spec.and(Some((
+            kind?.to_owned(),
+            name.unwrap_or_default().to_owned(),
+        )))
     });
-    let (kind, name) = faults.into_result(form)?;
-    Ok(Document {
+    let document = form.map(|(kind, name)| Document {
         kind,
         name,
         body,
         source,
-    })
+    });
+    (document, faults.into_vec())
 }
 
 fn read_kind<'a>(kind: &Reader<'a>) -> Option<&'a str> {
@@ -248,7 +266,9 @@ pub fn check_all(documents: &[Document], nodes: &NodeRegistry) -> Vec<Fault> {
     for document in documents {
         let faults = document.faults();
         let key = (document.kind.as_str(), document.name.as_str());
-        if let Some(first) = names.get(&key) {
+        if document.name.is_empty() {
+            // It could not be read, and that has been said.
+        } else if let Some(first) = names.get(&key) {
             let message = format!(
                 "Another {} is named `{}`{}",
                 document.kind,

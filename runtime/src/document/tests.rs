@@ -94,6 +94,29 @@ fn a_json_value_is_checked_alike_and_bounded() {
 }
 
 #[test]
+fn a_fault_of_form_hides_no_fault_behind_it() {
+    let text = "kind: Agent\nmetadata: {name: a b}\nspec: {x: 1}\n---\nkind: Agnt\n---\nkind: Provider\nmetadata: {name: p}\nspec: {}";
+    let (documents, faults) = read_all(text, None);
+    let names: Vec<_> = documents.iter().map(|it| (&*it.kind, &*it.name)).collect();
+    assert_eq!(names, [("Agent", ""), ("Provider", "p")]);
+    assert_eq!(faults.len(), 4, "{faults:?}");
+    assert!(read(text, None).is_err());
+    let (document, faults) = read_value(json!({"kind": "Agent", "metadata": {}, "spec": {}}));
+    assert_eq!(
+        (document.map(|it| it.name), faults.len()),
+        (Some(String::new()), 1)
+    );
+    // Two names that cannot be read are not the same name.
+    let nameless = "kind: Workflow\nmetadata: {}\nspec: {steps: []}\n";
+    let (documents, _) = read_all(&format!("{nameless}---\n{nameless}"), None);
+    let found = check_all(&documents, &NodeRegistry::default());
+    assert!(
+        found.iter().all(|fault| fault.path[0] == "spec"),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn a_file_that_is_too_large_is_refused_unread() {
     let text = " ".repeat(FILE_BYTES_MAX + 1);
     assert_eq!(

@@ -68,6 +68,31 @@ async fn a_changed_body_makes_a_version_and_the_same_one_does_not() {
 }
 
 #[tokio::test]
+async fn what_is_derived_from_documents_learns_of_every_change_and_of_nothing_else() {
+    let host = TestHost::start().await;
+    let documents = &host.documents;
+    let mut seen = documents.changes();
+    let mut changed = || {
+        let before = std::mem::replace(&mut seen, documents.changes());
+        before != seen
+    };
+    let put = |n: i32| documents.put("Workflow", "w", json!({"n": n}));
+    put(1).await.expect("stored");
+    assert!(changed(), "a new one");
+    put(1).await.expect("stored");
+    documents.refresh().await.expect("read");
+    assert!(!changed(), "the same one, and what memory has already");
+    put(2).await.expect("stored");
+    assert!(changed(), "a new version");
+    let disabled = documents.set_enabled("Workflow", "w", false).await;
+    assert!(disabled.is_ok() && changed(), "disabled");
+    documents.delete("Workflow", "w").await.expect("deleted");
+    assert!(changed(), "deleted");
+    documents.refresh().await.expect("read");
+    assert!(!changed());
+}
+
+#[tokio::test]
 async fn a_document_is_disabled_deleted_and_made_again_with_its_versions_kept() {
     let host = TestHost::start().await;
     let documents = &host.documents;

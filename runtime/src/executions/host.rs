@@ -261,12 +261,13 @@ impl Host {
                 host.child_ended(parent, id, &ended);
             }
             host.registry.ended(id, ended);
+            let summary = &stored.summary;
             let mut data = view::summary(
                 id,
-                &stored.summary.workflow,
-                &stored.summary.trigger,
+                (&summary.workflow, summary.version),
+                &summary.trigger,
                 "failed",
-                stored.summary.started_at,
+                summary.started_at,
             );
             data["error"] = error;
             host.core.events.publish(

@@ -295,7 +295,7 @@ impl Executions {
         id: ExecutionId,
         after: Option<i64>,
     ) -> Result<BoxStream<'static, Event>, ActionError> {
-        tail::events(&self.host.core, id, after).await
+        tail::events(&self.host, id, after).await
     }
 
     /// Ends an execution as `cancelled`. Returns when that is durable.

@@ -1,24 +1,37 @@
 //! Executions and node runs as clients see them.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 use serde_json::{Value, json};
 
-use crate::{id::ExecutionId, store::rows::NodeRunRow};
+use crate::{id::ExecutionId, model::execution::Wait, store::rows::NodeRunRow};
 
-/// RFC 3339 in UTC, with microseconds where there are any.
+/// RFC 3339 in UTC, with microseconds where there are any: the same before and after the database has rounded it.
 pub fn time(at: DateTime<Utc>) -> Value {
+    let at = at.trunc_subsecs(6);
     Value::String(at.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
-/// What events say of an execution.
+/// What events say of an execution. `workflow` is its name and version.
 pub(crate) fn summary(
     id: ExecutionId,
-    workflow: &str,
+    workflow: (&str, i32),
     trigger: &str,
     status: &str,
     started_at: DateTime<Utc>,
 ) -> Value {
-    json!({"id": id.to_string(), "workflow": workflow, "trigger": trigger, "status": status, "started_at": time(started_at)})
+    json!({
+        "id": id.to_string(),
+        "workflow": workflow.0,
+        "version": workflow.1,
+        "trigger": trigger,
+        "status": status,
+        "started_at": time(started_at),
+    })
+}
+
+/// What `execution.waiting` says of each wait.
+pub(crate) fn wait(wait: &Wait) -> Value {
+    json!({"step": &*wait.step, "item_index": wait.item_index, "wake_at": wait.wake_at.map(time)})
 }
 
 /// A node run, with its output.

@@ -103,11 +103,18 @@ fn parse(ctx: &Ctx<'_>, text: &str, before: &str, after: &str) -> Result<(), Syn
         return Ok(());
     };
     let place = exception.stack().and_then(|stack| place(&stack));
+    let offset = place.map_or(0, |place| offset(text, before.len(), place));
+    let message = exception.message().filter(|message| {
+        // What stands there is not the author's: it closes the surroundings.
+        !(message.starts_with("unexpected token") && text[offset..].trim().is_empty())
+    });
+    let otherwise = || match place {
+        Some(_) => "unexpected end".to_owned(),
+        None => "syntax error".to_owned(),
+    };
     Err(SyntaxError {
-        offset: place.map_or(0, |place| offset(text, before.len(), place)),
-        message: exception
-            .message()
-            .unwrap_or_else(|| "syntax error".to_owned()),
+        offset,
+        message: message.unwrap_or_else(otherwise),
     })
 }
 
@@ -153,6 +160,15 @@ mod tests {
             assert_eq!(expression(text).unwrap_err().offset, offset, "{text}");
         }
         assert_eq!(expression("{a: 1}"), Ok(()));
+        for (text, message) in [
+            ("1 +", "unexpected end"),
+            ("1 + \n", "unexpected end"),
+            ("1 + ) 2", "unexpected token in expression: ')'"),
+        ] {
+            assert_eq!(expression(text).unwrap_err().message, message, "{text}");
+        }
+        let fault = body("let a = [1,\n", false).unwrap_err();
+        assert_eq!(fault.message, "unexpected end");
     }
 
     #[test]

@@ -357,6 +357,7 @@ async fn faults_say_what_happened_and_nothing_secret() {
     let client = client(&["127.0.0.1"]);
     let fault = client.send(get(url)).await.unwrap_err();
     assert!(matches!(fault, OutboundError::Connect { .. }), "{fault:?}");
+    assert!(fault.to_string().contains(&address.to_string()), "{fault}");
     assert!(!fault.may_have_been_sent() && fault.is_transient());
     let server = Server::start(|_| Some(b"nonsense\r\n\r\n".to_vec())).await;
     let mut broken = server.url("/path?key=secret");

@@ -220,7 +220,7 @@ pub struct NodeRunRow {
 pub struct WaitRow {
     /// Whose.
     pub execution_id: ExecutionId,
-    /// Unique in the execution: `scope/step/visit`.
+    /// Unique in the execution: `scope/step/visit/attempt`.
     pub key: String,
     /// `timer`, `child`, or `started` for a node run that must not be repeated after a crash.
     pub kind: String,

@@ -169,11 +169,17 @@ fn many_elements_of_a_map_are_one_line_and_each_has_its_place() {
 
 #[test]
 fn a_wait_is_shown_once_until_something_goes_on() {
-    let waiting = event("execution.waiting", json!({"wake_at": stamp(60_000)}));
+    let wait = |step: &str, item: Option<i64>| json!({"step": step, "item_index": item, "wake_at": stamp(60_000)});
+    let waiting = event(
+        "execution.waiting",
+        json!({"waits": [wait("pause", None), wait("nap", Some(2)), {"step": "child"}, wait("x", None)]}),
+    );
     let (mut drawing, lines) = draw(true, &[started(), waiting.clone(), waiting.clone()]);
     assert_eq!(
         lines[1..],
-        ["  +5.00s ⏸ waiting until 2026-01-01 00:01:00 UTC"]
+        [
+            "  +5.00s ⏸ waiting: pause until 2026-01-01 00:01:00 UTC, nap[2] until 2026-01-01 00:01:00 UTC, child, 1 more"
+        ]
     );
     assert_eq!(drawing.live(at(0)).len(), 1);
     drawing.apply(&node("node.started", "next", 60_001, json!({})), at(60_001));

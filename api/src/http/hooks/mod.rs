@@ -76,8 +76,10 @@ pub struct Hooks {
 
 struct Snapshot {
     table: Table<Hook>,
-    /// Of the documents it was built from.
-    revision: i64,
+    /// [`Documents::changes`] when it was built.
+    ///
+    /// [`Documents::changes`]: callboard_runtime::documents::Documents::changes
+    changes: u64,
 }
 
 impl Hooks {
@@ -90,11 +92,11 @@ impl Hooks {
     fn snapshot(&self, state: &State) -> Arc<Snapshot> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         // Read before the documents: what changes in between makes the next request build again.
-        let revision = state.app.core.documents.revision();
+        let changes = state.app.core.documents.changes();
         match current.as_ref() {
-            Some(snapshot) if snapshot.revision == revision => snapshot.clone(),
+            Some(snapshot) if snapshot.changes == changes => snapshot.clone(),
             _ => current
-                .insert(Arc::new(Snapshot::build(state, revision)))
+                .insert(Arc::new(Snapshot::build(state, changes)))
                 .clone(),
         }
     }
@@ -109,7 +111,7 @@ fn enabled(state: &State) -> Vec<Arc<StoredDocument>> {
 }
 
 impl Snapshot {
-    fn build(state: &State, revision: i64) -> Self {
+    fn build(state: &State, changes: u64) -> Self {
         let mut table = Table::default();
         for document in enabled(state) {
             let Some(graph) = state.app.executions.graph(&document.name) else {
@@ -135,7 +137,7 @@ impl Snapshot {
                 }
             }
         }
-        Self { table, revision }
+        Self { table, changes }
     }
 }
 

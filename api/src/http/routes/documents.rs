@@ -217,8 +217,8 @@ impl From<Arc<StoredDocument>> for Shown {
 /// Documents of a page, and the cursor of the next.
 pub struct DocumentPage(pub Vec<Arc<StoredDocument>>, pub Option<String>);
 
-/// A body that is one document, of schema `T`.
-pub struct DocumentBody<T>(pub Result<Document, Vec<Fault>>, PhantomData<T>);
+/// A body that is one document, of schema `T`; with faults, what could be read in spite of them.
+pub struct DocumentBody<T>(Option<Document>, Vec<Fault>, PhantomData<T>);
 
 impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
@@ -250,11 +250,16 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
     ) -> poem::Result<Self> {
         let bytes = body::read(request, body, State::of(request)?.max_body).await?;
         if bytes.is_empty() {
-            return Ok(Self(Err(vec![input::missing()]), PhantomData));
+            return Ok(Self(None, vec![input::missing()], PhantomData));
         }
-        let document = match ContentType::of(request) {
-            ContentType::Json => body::json(&bytes)
-                .and_then(|value| document::from_value(value).map_err(|faults| worded(&faults))),
+        let (document, faults) = match ContentType::of(request) {
+            ContentType::Json => match body::json(&bytes) {
+                Ok(value) => {
+                    let (document, faults) = document::read_value(value);
+                    (document, worded(&faults))
+                }
+                Err(faults) => (None, faults),
+            },
             ContentType::Yaml => from_yaml(&bytes),
             _ => {
                 return Err(
@@ -264,11 +269,11 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
         };
         if document
             .as_ref()
-            .is_ok_and(|document| is_too_large(&document.body))
+            .is_some_and(|document| is_too_large(&document.body))
         {
             return Err(body::too_large(DOCUMENT_MAX).into());
         }
-        Ok(Self(document, PhantomData))
+        Ok(Self(document, faults, PhantomData))
     }
 }
 
@@ -298,17 +303,19 @@ fn worded(faults: &[document::Fault]) -> Vec<Fault> {
     faults.iter().map(Fault::from).collect()
 }
 
-fn from_yaml(bytes: &[u8]) -> Result<Document, Vec<Fault>> {
-    let one = |msg| vec![Fault::new(["body"], "value_error", msg)];
-    let text = std::str::from_utf8(bytes).map_err(|_| one("Value error, YAML is UTF-8 text"))?;
-    let mut documents = document::read(text, None).map_err(|faults| worded(&faults))?;
+fn from_yaml(bytes: &[u8]) -> (Option<Document>, Vec<Fault>) {
+    let one = |msg| (None, vec![Fault::new(["body"], "value_error", msg)]);
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return one("Value error, YAML is UTF-8 text");
+    };
+    let (mut documents, faults) = document::read_all(text, None);
     match (documents.pop(), documents.is_empty()) {
         (Some(document), true) if body::is_too_deep(&document.body) => {
-            Err(one("Value error, the document nests too deep"))
+            one("Value error, the document nests too deep")
         }
-        (Some(document), true) => Ok(document),
-        (None, _) => Err(vec![input::missing()]),
-        (Some(_), false) => Err(one("Value error, send one document at a time")),
+        (None, _) if faults.is_empty() => (None, vec![input::missing()]),
+        (Some(_), false) => one("Value error, send one document at a time"),
+        (document, _) => (document, worded(&faults)),
     }
 }
 
@@ -377,8 +384,7 @@ impl Kind {
         body: DocumentBody<S>,
         show: fn(Shown) -> T,
     ) -> ApiResult<Created<T>> {
-        let document = body.0.map_err(ApiError::invalid)?;
-        self.check_kind(&document)?;
+        let document = self.sound(state, body)?;
         let changing = state.documents_changing.lock().await;
         if state
             .app
@@ -419,8 +425,7 @@ impl Kind {
         prepare: fn(&mut Document, &StoredDocument),
         show: fn(Shown) -> T,
     ) -> ApiResult<Stored<T>> {
-        let mut document = body.0.map_err(ApiError::invalid)?;
-        self.check_kind(&document)?;
+        let mut document = self.sound(state, body)?;
         if document.name != name {
             return Err(ApiError::invalid(vec![Fault::new(
                 ["body", "metadata", "name"],
@@ -482,16 +487,23 @@ impl Kind {
         }
     }
 
-    fn check_kind(&self, document: &Document) -> ApiResult<()> {
-        if document.kind == self.name {
-            return Ok(());
+    /// A document of this kind whose form is right. One with faults is read to its end all the same, so that the answer
+    /// lists them all.
+    fn sound<T>(&self, state: &State, body: DocumentBody<T>) -> ApiResult<Document> {
+        let DocumentBody(document, mut faults, _) = body;
+        match document {
+            Some(document) if document.kind != self.name => {
+                let msg = format!("Input should be '{}'", self.name);
+                faults.push(Fault::new(["body", "kind"], "literal_error", msg));
+            }
+            Some(document) if faults.is_empty() => return Ok(document),
+            Some(document) => {
+                let further = (self.check)(state, &document).err();
+                faults.extend(further.map(ApiError::into_faults).unwrap_or_default());
+            }
+            None => {}
         }
-        let msg = format!("Input should be '{}'", self.name);
-        Err(ApiError::invalid(vec![Fault::new(
-            ["body", "kind"],
-            "literal_error",
-            msg,
-        )]))
+        Err(ApiError::invalid(faults))
     }
 
     fn place(&self, name: &str) -> String {

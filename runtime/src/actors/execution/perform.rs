@@ -64,13 +64,16 @@ impl ExecutionActor {
                     finished_at: Utc::now(),
                 }));
             }
-            node => self.host.run_node(node_runner::Request {
-                execution: myself.clone(),
-                key,
-                node,
-                input,
-                timeout,
-            }),
+            node => {
+                state.began.insert(key, now);
+                self.host.run_node(node_runner::Request {
+                    execution: myself.clone(),
+                    key,
+                    node,
+                    input,
+                    timeout,
+                });
+            }
         }
     }
 

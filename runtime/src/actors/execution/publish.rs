@@ -9,15 +9,14 @@ use super::{ExecutionActor, State};
 use crate::{
     events::Event,
     executions::{STARTED_SEQ, view},
-    model::execution::{End, RunKey, RunRecord},
+    model::execution::{End, InProgress, RunKey, RunRecord, Wait},
 };
 
 /// Something to tell.
 pub(super) enum Notice {
     Started,
     Run(Arc<RunRecord>),
-    /// With what it waits for: the step, and when the wait ends by itself.
-    Waiting(Vec<(Arc<str>, Option<DateTime<Utc>>)>),
+    Waiting(Vec<Wait>),
     Ended(End),
 }
 
@@ -52,24 +51,33 @@ impl ExecutionActor {
     ) {
         let id = state.execution.id().0;
         if self.host.core.events.is_watched(id) {
-            let step = state.execution.step(key);
-            let data = json!({
-                "step": &*step.id,
-                "type": &*step.uses,
-                "item_index": state.execution.item_index(key),
-                "visit": key.visit,
-                "attempt": attempt,
-                "started_at": view::time(at),
-            });
+            let data = Arc::new(node_started(state, key, attempt, at));
             self.host.core.events.publish(
                 id,
                 Event {
                     seq: None,
                     name: "node.started",
-                    data: Arc::new(data),
+                    data,
                 },
             );
         }
+    }
+
+    /// `node.started` of what is in progress, for those who begin to watch in the middle of it.
+    pub(super) fn in_progress(&self, state: &State) -> Vec<Value> {
+        let begun = state.execution.in_progress().into_iter();
+        begun
+            .filter_map(
+                |InProgress {
+                     key,
+                     attempt,
+                     started_at,
+                 }| {
+                    let at = started_at.or_else(|| state.began.get(&key).copied())?;
+                    Some(node_started(state, key, attempt, at))
+                },
+            )
+            .collect()
     }
 
     fn event(&self, state: &State, notice: Notice) -> Event {
@@ -87,8 +95,7 @@ impl ExecutionActor {
             ),
             Notice::Waiting(waits) => {
                 let mut data = self.summary(state, "waiting");
-                let wait = |(step, wake_at): &(Arc<str>, Option<DateTime<Utc>>)| json!({"step": &**step, "wake_at": wake_at.map(view::time)});
-                data["waits"] = waits.iter().map(wait).collect();
+                data["waits"] = waits.iter().map(view::wait).collect();
                 (None, "execution.waiting", data)
             }
             Notice::Ended(end) => {
@@ -112,16 +119,24 @@ impl ExecutionActor {
     }
 
     fn summary(&self, state: &State, status: &str) -> Value {
-        {
-            let mut data = view::summary(
-                state.execution.id(),
-                &state.execution.graph().name,
-                &state.trigger,
-                status,
-                state.execution.started_at(),
-            );
-            data["version"] = state.version.into();
-            data
-        }
+        view::summary(
+            state.execution.id(),
+            (&state.execution.graph().name, state.version),
+            &state.trigger,
+            status,
+            state.execution.started_at(),
+        )
     }
+}
+
+fn node_started(state: &State, key: RunKey, attempt: u32, at: DateTime<Utc>) -> Value {
+    let step = state.execution.step(key);
+    json!({
+        "step": &*step.id,
+        "type": &*step.uses,
+        "item_index": state.execution.item_index(key),
+        "visit": key.visit,
+        "attempt": attempt,
+        "started_at": view::time(at),
+    })
 }

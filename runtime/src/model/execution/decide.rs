@@ -1,6 +1,6 @@
 //! From events to records and effects.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value, json};
@@ -22,6 +22,9 @@ use crate::{
     store::rows::{ExecutionStatus, NodeRunStatus},
     tool::OnCrash,
 };
+
+/// The longest delay that the other side may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What every record of one attempt shares.
 struct Attempt {
@@ -92,6 +95,9 @@ impl Execution {
         let mut out = Decision::default();
         let keys: Vec<RunKey> = self.runs.keys().copied().collect();
         for key in keys {
+            if self.fail_if_unknown_after_crash(key, at, &mut out) {
+                continue;
+            }
             match &self.runs[&key].state {
                 RunState::Delayed(until) => out.effects.push(Effect::Delay(key, *until)),
                 RunState::Waiting(Waiting {
@@ -104,8 +110,7 @@ impl Execution {
                 }) => {
                     out.effects.push(Effect::StartChild(key, child.clone()));
                 }
-                RunState::Ready => self.fail_if_unknown_after_crash(key, at, &mut out),
-                RunState::Running | RunState::Mapping(_) => {}
+                RunState::Ready | RunState::Running | RunState::Mapping(_) => {}
             }
         }
         self.restored.clear();
@@ -539,24 +544,28 @@ impl Execution {
         self.record(record, out);
     }
 
-    /// Fails a run whose earlier attempt was in progress when its host died, if its step must not run twice.
-    fn fail_if_unknown_after_crash(&mut self, key: RunKey, at: DateTime<Utc>, out: &mut Decision) {
+    /// Fails a run whose attempt was in progress when its host died, if its step must not run twice. The mark of the
+    /// attempt tells: the run itself folds as ready or, from the second attempt on, as delayed.
+    fn fail_if_unknown_after_crash(
+        &mut self,
+        key: RunKey,
+        at: DateTime<Utc>,
+        out: &mut Decision,
+    ) -> bool {
         let started_key = self.started_key(key);
-        if let Some(Restored::Started) = self.restored.remove(&started_key) {
-            out.records.push(Record::WaitClosed(started_key));
-            let message = "the host died while the step ran; whether it took effect is not known, and it must not run twice";
-            let attempt = Attempt {
-                key,
-                started_at: at,
-                finished_at: at,
-            };
-            self.failed(
-                &attempt,
-                NodeError::permanent("unknown_after_crash", message),
-                0.0,
-                out,
-            );
-        }
+        let Some(Restored::Started) = self.restored.remove(&started_key) else {
+            return false;
+        };
+        out.records.push(Record::WaitClosed(started_key));
+        let message = "the host died while the step ran; whether it took effect is not known, and it must not run twice";
+        let attempt = Attempt {
+            key,
+            started_at: at,
+            finished_at: at,
+        };
+        let error = NodeError::permanent("unknown_after_crash", message);
+        self.failed(&attempt, error, 0.0, out);
+        true
     }
 
     fn close_started_mark(&self, key: RunKey, out: &mut Decision) {
@@ -679,9 +688,8 @@ fn describe(error: &NodeError) -> Option<(Map<String, Value>, Option<TimeDelta>)
             retry_after,
             details,
         } => {
-            let after = retry_after
-                .and_then(|after| TimeDelta::from_std(after).ok())
-                .unwrap_or_default();
+            let after = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            let after = TimeDelta::from_std(after).unwrap_or_default();
             (code, message, details, Some(after))
         }
         NodeError::Permanent {

@@ -16,6 +16,7 @@ use crate::{
 };
 
 /// A map at work.
+#[derive(Debug)]
 pub(super) struct Mapping {
     pub(super) started_at: DateTime<Utc>,
     elements: Items,

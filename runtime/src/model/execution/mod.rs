@@ -227,6 +227,8 @@ pub struct Execution {
     started_at: DateTime<Utc>,
     /// How long nothing but waits was going on.
     waited: TimeDelta,
+    /// When the latest record was made: what was waited before that is in `waited`, or was not only waiting.
+    busy_until: DateTime<Utc>,
     cancel_requested: bool,
     ended: Option<End>,
     /// Open frames by scope.
@@ -265,6 +267,28 @@ struct StepState {
     slots: Vec<VecDeque<Delivery>>,
     /// For joins that fired before all inputs arrived: how many arrivals of each input to drop.
     dropped: Vec<u32>,
+}
+
+/// What an execution waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The step that waits.
+    pub step: Arc<str>,
+    /// For which element of a map.
+    pub item_index: Option<usize>,
+    /// When the wait ends by itself.
+    pub wake_at: Option<DateTime<Utc>>,
+}
+
+/// A visit in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InProgress {
+    /// Which visit.
+    pub key: RunKey,
+    /// From 1.
+    pub attempt: u32,
+    /// When the attempt began. Unknown here while a node runs: its actor knows.
+    pub started_at: Option<DateTime<Utc>>,
 }
 
 /// A visit that ended with output.
@@ -361,6 +385,7 @@ impl Execution {
             bytes: 0,
             started_at,
             waited: TimeDelta::zero(),
+            busy_until: started_at,
             cancel_requested: false,
             ended: None,
             scopes: HashMap::new(),
@@ -428,19 +453,38 @@ impl Execution {
         Some(wake_at)
     }
 
-    /// What it waits for now: the steps, and when their waits end by themselves.
-    pub fn waits(&self) -> Vec<(Arc<str>, Option<DateTime<Utc>>)> {
+    /// What it waits for now.
+    pub fn waits(&self) -> Vec<Wait> {
         let waits = self.runs.iter().filter_map(|(key, run)| match &run.state {
-            RunState::Waiting(Waiting { for_what, .. }) => {
-                let wake_at = match for_what {
+            RunState::Waiting(Waiting { for_what, .. }) => Some(Wait {
+                step: self.step(*key).id.clone(),
+                item_index: self.item_index(*key),
+                wake_at: match for_what {
                     WaitFor::Time(at) => Some(*at),
                     WaitFor::Child(_) => None,
-                };
-                Some((self.step(*key).id.clone(), wake_at))
-            }
+                },
+            }),
             _ => None,
         });
         waits.collect()
+    }
+
+    /// The attempts that have begun and not ended, those that wait among them.
+    pub fn in_progress(&self) -> Vec<InProgress> {
+        let begun = self.runs.iter().filter_map(|(key, run)| {
+            let started_at = match &run.state {
+                RunState::Running => None,
+                RunState::Waiting(waiting) => Some(waiting.started_at),
+                RunState::Mapping(mapping) => Some(mapping.started_at),
+                RunState::Ready | RunState::Delayed(_) => return None,
+            };
+            Some(InProgress {
+                key: *key,
+                attempt: run.attempt,
+                started_at,
+            })
+        });
+        begun.collect()
     }
 
     /// The step a key belongs to.
@@ -461,6 +505,13 @@ impl Execution {
         self.runs
             .get(&key)
             .is_some_and(|run| run.attempt == attempt && matches!(run.state, RunState::Running))
+    }
+
+    /// Whether the elements of this map are still to be found out.
+    pub fn may_expand(&self, key: RunKey) -> bool {
+        self.runs
+            .get(&key)
+            .is_some_and(|run| matches!(run.state, RunState::Ready))
     }
 
     /// The inputs of a visit in progress: one list per input, at least one.
