@@ -38,6 +38,9 @@ use crate::{
 const LINGER: TimeDelta = TimeDelta::seconds(2);
 /// How many inline steps one message may run before other messages get their turn.
 const INLINE_MAX: usize = 256;
+/// How much one message may append before it goes on with the next. What comes last may be as large as a step's output,
+/// twice when it is the execution's, too: far below what one append may have.
+const TURN_BYTES_MAX: usize = 16 << 20;
 
 /// A place in this execution's journal: how many appends were made.
 type Mark = u64;
@@ -132,6 +135,9 @@ pub struct State {
     /// Node runs that must not start before the lease is renewed.
     without_lease: Vec<(RunKey, u32)>,
     notices: VecDeque<(Mark, Notice)>,
+    /// Inline work that waits until everything appended is durable: steps that give much would fill the memory faster
+    /// than the database takes it.
+    put_off: VecDeque<Event>,
     cancel_replies: Vec<oneshot::Sender<Result<(), ActionError>>>,
     timers: HashMap<RunKey, AbortOnDrop>,
     /// When the attempts began that node runs of their own carry out.
@@ -157,6 +163,8 @@ struct Turn {
     notices: Vec<Notice>,
     events: VecDeque<Event>,
     timers: Vec<Timer>,
+    /// What the outputs among `writes` take.
+    bytes: usize,
 }
 
 impl Actor for ExecutionActor {
@@ -262,6 +270,7 @@ impl State {
             held: VecDeque::new(),
             without_lease: Vec::new(),
             notices: VecDeque::new(),
+            put_off: VecDeque::new(),
             cancel_replies: Vec::new(),
             timers: HashMap::new(),
             began: HashMap::new(),
@@ -350,16 +359,23 @@ impl ExecutionActor {
         }
         self.absorb(myself, state, &mut turn, decision);
         for _ in 0..INLINE_MAX {
+            if turn.bytes > TURN_BYTES_MAX {
+                break;
+            }
             let Some(event) = turn.events.pop_front() else {
                 break;
             };
             let decision = state.execution.decide(event);
             self.absorb(myself, state, &mut turn, decision);
         }
-        if !turn.events.is_empty() {
-            self.tell(myself, Msg::Continue(std::mem::take(&mut turn.events)));
-        }
+        let left = std::mem::take(&mut turn.events);
+        let large = turn.bytes > TURN_BYTES_MAX;
         self.close(myself, state, turn);
+        if large {
+            state.put_off.extend(left);
+        } else if !left.is_empty() {
+            self.tell(myself, Msg::Continue(left));
+        }
     }
 
     fn absorb(
@@ -373,6 +389,7 @@ impl ExecutionActor {
         for record in decision.records {
             match record {
                 Record::Run(run) => {
+                    turn.bytes += run.bytes;
                     turn.writes
                         .push(Write::NodeRun(Box::new(run.to_row(execution, host_id))));
                     turn.notices.push(Notice::Run(run));

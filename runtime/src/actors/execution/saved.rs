@@ -56,6 +56,9 @@ impl ExecutionActor {
     /// Performs, publishes and answers what was waiting for marks that are durable now.
     pub(super) fn release(&self, myself: &ActorRef<Msg>, state: &mut State) {
         self.publish_saved(state);
+        if state.saved == state.appended && !state.put_off.is_empty() {
+            self.tell(myself, Msg::Continue(std::mem::take(&mut state.put_off)));
+        }
         let mut decision = Decision::default();
         while state
             .held
