@@ -253,7 +253,7 @@ impl Watcher {
         self.message = Some((said.message_id.clone(), offset));
     }
 
-    /// Sends the text of a message up to `chars`.
+    /// Sends the text of a message up to `chars`, in the deltas it came in.
     fn say(&mut self, said: &Said, chars: usize) {
         if said.base_seq < self.ended {
             return;
@@ -262,9 +262,16 @@ impl Watcher {
             Some((id, heard)) if *id == said.message_id => *heard,
             _ => 0,
         };
-        if chars > heard {
-            let text: String = said.text.chars().skip(heard).take(chars - heard).collect();
-            self.send_text(&said.message_id, heard, &text);
+        let mut rest = said.text.chars().skip(heard);
+        let mut begin = heard;
+        for &end in said
+            .ends
+            .iter()
+            .filter(|end| (heard + 1..=chars).contains(*end))
+        {
+            let delta: String = rest.by_ref().take(end - begin).collect();
+            self.send_text(&said.message_id, begin, &delta);
+            begin = end;
         }
     }
 

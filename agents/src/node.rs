@@ -126,7 +126,7 @@ impl AsyncNode for AgentNode {
 
 /// Asks for one item. Items after the first have keys of their own.
 async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Item, NodeError> {
-    let params: AgentParams = input.parameters(index)?;
+    let params: AgentParams = input.parameters_elsewhere(index).await?;
     let content = match params.input {
         Value::String(text) => text,
         Value::Null => String::new(),

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{self, Write},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -100,7 +100,7 @@ impl Host {
             loaded.sort();
         }
         check(&loaded)?;
-        fs::create_dir_all(&config.data_dir).map_err(|error| {
+        make_private(&config.data_dir).map_err(|error| {
             Failure::Failed(format!(
                 "cannot make {}: {error}",
                 config.data_dir.display()
@@ -166,7 +166,8 @@ impl Host {
     fn record(&self) {
         let file = self.config.data_dir.join(SERVER_FILE);
         let told = json!({"url": self.url, "pid": std::process::id()});
-        if let Err(error) = fs::write(&file, format!("{told}\n")) {
+        // Clients send their key to where this file says.
+        if let Err(error) = write_owned(&file, &told.to_string(), 0o644) {
             tracing::warn!(%error, file = %file.display(), "clients will have to be told the address");
         }
     }
@@ -514,14 +515,41 @@ fn admin_key(config: &Config) -> Result<(PathBuf, String, bool), Failure> {
         .clone()
         .or_else(|| stored.clone())
         .unwrap_or_else(keys::generate);
-    if stored.as_ref() != Some(&key) {
-        write_secret(&file, &key).map_err(cannot("write"))?;
+    if stored.as_ref() != Some(&key) || is_open(&file).map_err(cannot("read"))? {
+        write_owned(&file, &key, 0o600).map_err(cannot("write"))?;
     }
     Ok((file, key, made))
 }
 
-/// Writes a file that only its owner can read, whole or not at all.
-fn write_secret(file: &Path, secret: &str) -> io::Result<()> {
+/// Whether others may read a file that is for its owner alone.
+fn is_open(file: &Path) -> io::Result<bool> {
+    let open = fs::metadata(file)?.permissions().mode() & 0o077 != 0;
+    if open {
+        tracing::warn!(file = %file.display(), "others could read this file; that ends now");
+    }
+    Ok(open)
+}
+
+/// Makes a directory for its owner alone, whatever the umask. One that is there is left as it is.
+fn make_private(directory: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Ok(found) if found.permissions().mode() & 0o022 != 0 => {
+            tracing::warn!(
+                directory = %directory.display(),
+                "others may write to the data directory: they can replace the admin key"
+            );
+        }
+        Ok(_) => {}
+        Err(_) => {
+            fs::create_dir_all(directory)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file that only its owner can change, whole or not at all, with this mode whatever the umask.
+fn write_owned(file: &Path, text: &str, mode: u32) -> io::Result<()> {
     let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
     // One that a crash left behind may have any mode.
     let _ = fs::remove_file(&temporary);
@@ -530,15 +558,14 @@ fn write_secret(file: &Path, secret: &str) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&temporary)?;
-    out.write_all(format!("{secret}\n").as_bytes())?;
+    out.set_permissions(fs::Permissions::from_mode(mode))?;
+    out.write_all(format!("{text}\n").as_bytes())?;
     out.sync_all()?;
     fs::rename(&temporary, file)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -576,10 +603,30 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("admin.key");
         fs::write(&file, "old")?;
-        write_secret(&file, "secret")?;
+        assert!(is_open(&file)?);
+        write_owned(&file, "secret", 0o600)?;
+        assert!(!is_open(&file)?);
         assert_eq!(fs::read_to_string(&file)?, "secret\n");
         assert_eq!(fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path())?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_new_data_directory_is_for_its_owner_alone() -> io::Result<()> {
+        let outer = tempfile::tempdir()?;
+        let directory = outer.path().join("a/b");
+        make_private(&directory)?;
+        assert_eq!(
+            fs::metadata(&directory)?.permissions().mode() & 0o777,
+            0o700
+        );
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+        make_private(&directory)?;
+        assert_eq!(
+            fs::metadata(&directory)?.permissions().mode() & 0o777,
+            0o755
+        );
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! `aggregate`: puts all items into one.
 
 use callboard_runtime::{
+    bounds::Meter,
     item::Item,
     node::{Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeType, PureNode},
 };
@@ -178,6 +179,7 @@ fn individual_fields(
     if fields.is_empty() {
         return Err(invalid("`fields_to_aggregate` names nothing"));
     }
+    let mut meter = Meter::output();
     let mut json = Map::new();
     for (i, field) in fields.iter().enumerate() {
         if fields[..i].iter().any(|other| other.into == field.into) {
@@ -185,8 +187,11 @@ fn individual_fields(
         }
         let mut values = Vec::new();
         for item in items {
-            collect(parameters, field.from.get(&item.json), &mut values);
+            let value = field.from.get(&item.json);
+            value.map_or(Ok(()), |value| meter.take(value))?;
+            collect(parameters, value, &mut values);
         }
+        meter.take_bytes(field.into.padding())?;
         field.into.set(&mut json, Value::Array(values));
     }
     Ok(json)

@@ -1,6 +1,7 @@
 //! `code`: runs JavaScript over the items. The script sees no clock but `$now`, no files and no network.
 
 use callboard_runtime::{
+    bounds::{ITEMS_MAX, Meter},
     expression::script::Script,
     item::{Item, PairedItem},
     node::{
@@ -11,9 +12,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::parameters::{self, fault, invalid};
-
-/// Items that one script may return.
-const ITEMS_MAX: usize = 100_000;
 
 /// What tells an item from an object that merely has a member `json`.
 const ITEM_MEMBERS: &[&str] = &[
@@ -82,11 +80,12 @@ impl PureNode for Code {
         let scope = &input.parameters.scope;
         let len = input.items().len();
         let mut items = Vec::new();
+        let mut meter = Meter::output();
         match mode {
             Mode::All => {
                 let result = script.run(scope, None)?;
                 let count = count(&result);
-                collect(result, &mut items, |index| match len {
+                collect(result, &mut items, &mut meter, |index| match len {
                     1 => Some(0),
                     // As n8n: as many as came in are taken for the same ones.
                     len if len == count => Some(index),
@@ -95,7 +94,10 @@ impl PureNode for Code {
             }
             Mode::Each => {
                 for i in 0..len {
-                    collect(script.run(scope, Some(i))?, &mut items, |_| Some(i))?;
+                    input.check_cancelled()?;
+                    collect(script.run(scope, Some(i))?, &mut items, &mut meter, |_| {
+                        Some(i)
+                    })?;
                 }
             }
         }
@@ -115,6 +117,7 @@ fn count(result: &Value) -> usize {
 fn collect(
     result: Value,
     into: &mut Vec<Item>,
+    meter: &mut Meter,
     descends: impl Fn(usize) -> Option<usize>,
 ) -> Result<(), NodeError> {
     let elements = match result {
@@ -140,7 +143,7 @@ fn collect(
         {
             item = item.paired(index);
         }
-        into.push(item);
+        into.push(meter.passing(item)?);
     }
     Ok(())
 }

@@ -121,6 +121,13 @@ impl Path {
         *place = value;
     }
 
+    /// Bytes of what lists are filled up with at most when it is set.
+    pub(crate) fn padding(&self) -> usize {
+        const NULL_BYTES: usize = 5;
+        let indexes = self.segments.iter().filter_map(Segment::index);
+        indexes.map(|index| index.min(INDEX_MAX) * NULL_BYTES).sum()
+    }
+
     /// Takes away what is there.
     pub(crate) fn remove(&self, object: &mut Map<String, Value>) {
         if object.shift_remove(&self.text).is_some() {

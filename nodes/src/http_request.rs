@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use callboard_runtime::{
+    bounds::OUTPUT_BYTES_MAX,
     duration,
     node::{
         AsyncNode, EffectClass, Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeType,
@@ -28,7 +29,7 @@ mod tests;
 /// Bytes of one answer.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of all answers of one run.
-const RUN_BYTES_MAX: usize = 64 * 1024 * 1024;
+const RUN_BYTES_MAX: usize = OUTPUT_BYTES_MAX;
 /// The longest that one request may take.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 /// What it may take unless the step says otherwise.
@@ -88,7 +89,7 @@ impl HttpRequest {
         let mut bytes_left = RUN_BYTES_MAX;
         let len = input.items().len();
         for i in 0..len {
-            let parameters: Parameters = input.parameters(i)?;
+            let parameters: Parameters = input.parameters_elsewhere(i).await?;
             let mut request = request::build(&parameters, &idempotency_key(input, i, len))?;
             request.max_response_bytes = RESPONSE_BYTES_MAX.min(bytes_left);
             let answer = self

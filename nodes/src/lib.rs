@@ -3,6 +3,8 @@
 use callboard_runtime::{node::NodeRegistry, outbound::OutboundClient};
 
 mod aggregate;
+#[cfg(test)]
+mod bounds_tests;
 mod code;
 mod fields;
 mod filter;

@@ -1,6 +1,7 @@
 //! `merge`: brings the items of several steps together, in the ways n8n's does.
 
 use callboard_runtime::{
+    bounds::{ITEMS_MAX, Meter},
     item::{Item, Items, PairedItem},
     node::{
         Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeType, ParameterFault, PureNode,
@@ -17,9 +18,6 @@ use combine::Combiner;
 
 mod combine;
 mod join;
-
-/// Items that one run may give: a product of two inputs grows fast.
-const ITEMS_MAX: usize = 100_000;
 
 pub(crate) struct Merge;
 
@@ -304,7 +302,7 @@ fn combined(parameters: &Parameters, inputs: &[Vec<Source<'_>>]) -> Result<Vec<I
         ))),
     };
     match parameters.combine_by {
-        CombineBy::Position => Ok(by_position(parameters, &combiner, inputs)),
+        CombineBy::Position => by_position(parameters, &combiner, inputs),
         CombineBy::All => {
             let (first, second) = two()?;
             each_with_each(&combiner, first, second)
@@ -320,7 +318,8 @@ fn by_position(
     parameters: &Parameters,
     combiner: &Combiner,
     inputs: &[Vec<Source<'_>>],
-) -> Vec<Item> {
+) -> Result<Vec<Item>, NodeError> {
+    let mut meter = Meter::output();
     let lengths = inputs.iter().map(Vec::len);
     let len = if parameters.include_unpaired {
         lengths.max()
@@ -333,7 +332,7 @@ fn by_position(
                 .iter()
                 .filter_map(|items| items.get(i).copied())
                 .collect();
-            combiner.combine(&present)
+            meter.passing(combiner.combine(&present))
         })
         .collect()
 }
@@ -347,7 +346,10 @@ fn each_with_each(
     let pairs = first
         .iter()
         .flat_map(|a| second.iter().map(move |b| [*a, *b]));
-    Ok(pairs.map(|pair| combiner.combine(&pair)).collect())
+    let mut meter = Meter::output();
+    pairs
+        .map(|pair| meter.passing(combiner.combine(&pair)))
+        .collect()
 }
 
 fn check_count(items: usize) -> Result<(), NodeError> {

@@ -1,6 +1,7 @@
 //! `set`: gives items new members.
 
 use callboard_runtime::{
+    bounds::Meter,
     item::Item,
     node::{
         Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeType, ParameterFault, PureNode,
@@ -52,8 +53,9 @@ impl Node for Set {
 
 impl PureNode for Set {
     fn run(&self, input: &NodeInput) -> Result<NodeOutcome, NodeError> {
+        let mut meter = Meter::output();
         let items = input.items().iter().enumerate();
-        let items = items.map(|(i, item)| set(input, i, item));
+        let items = items.map(|(i, item)| meter.passing(set(input, i, item)?));
         Ok(NodeOutput::main(items.collect::<Result<_, _>>()?).into())
     }
 }
@@ -63,10 +65,11 @@ fn set(input: &NodeInput, index: usize, item: &Item) -> Result<Item, NodeError> 
     match input.parameters.field("values", index)? {
         Value::Null => {}
         Value::Object(values) => {
+            let mut padding = Meter::output();
             for (name, value) in values {
-                Path::parse(&name)
-                    .map_err(invalid)?
-                    .set(&mut members, value);
+                let path = Path::parse(&name).map_err(invalid)?;
+                padding.take_bytes(path.padding())?;
+                path.set(&mut members, value);
             }
         }
         _ => return Err(invalid("`values` must be an object")),
@@ -87,8 +90,11 @@ fn kept(json: &Value, keep: Value) -> Result<Map<String, Value>, NodeError> {
             let Fields(paths) = serde_json::from_value(keep)
                 .map_err(|fault| invalid(format!("`keep`: {fault}")))?;
             let mut members = Map::new();
+            let mut meter = Meter::output();
             for path in paths {
                 if let Some(value) = path.get(json) {
+                    meter.take(value)?;
+                    meter.take_bytes(path.padding())?;
                     path.set(&mut members, value.clone());
                 }
             }

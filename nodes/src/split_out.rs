@@ -1,6 +1,7 @@
 //! `split_out`: makes an item of each element of a list inside an item.
 
 use callboard_runtime::{
+    bounds::Meter,
     item::Item,
     node::{Node, NodeError, NodeInput, NodeOutcome, NodeOutput, NodeType, PureNode},
 };
@@ -65,12 +66,15 @@ impl Node for SplitOut {
 
 impl PureNode for SplitOut {
     fn run(&self, input: &NodeInput) -> Result<NodeOutcome, NodeError> {
+        let mut meter = Meter::output();
         let mut items = Vec::new();
         for (i, item) in input.items().iter().enumerate() {
             let parameters: Parameters = input.parameters(i)?;
             check(&parameters)?;
-            let split = split(&parameters, &item.json);
-            items.extend(split.into_iter().map(|json| Item::new(json).paired(i)));
+            for own in split(&parameters, &item.json)? {
+                let json = Value::Object(with_others(&parameters, &item.json, own)?);
+                items.push(meter.passing(Item::new(json).paired(i))?);
+            }
         }
         Ok(NodeOutput::main(items).into())
     }
@@ -93,7 +97,9 @@ fn check(parameters: &Parameters) -> Result<(), NodeError> {
     Ok(())
 }
 
-fn split(parameters: &Parameters, json: &Value) -> Vec<Value> {
+/// What the new items get of the lists themselves.
+fn split(parameters: &Parameters, json: &Value) -> Result<Vec<Map<String, Value>>, NodeError> {
+    let mut meter = Meter::output();
     let lists = &parameters.field_to_split_out.0;
     let names = &parameters.destination_field_name.0;
     let becomes_item =
@@ -102,6 +108,7 @@ fn split(parameters: &Parameters, json: &Value) -> Vec<Value> {
     for (list, path) in lists.iter().enumerate() {
         let name = names.get(list).unwrap_or(path).text();
         for (i, element) in elements(path, json).into_iter().enumerate() {
+            meter.take(element)?;
             if i == split.len() {
                 split.push(Map::new());
             }
@@ -113,10 +120,7 @@ fn split(parameters: &Parameters, json: &Value) -> Vec<Value> {
             }
         }
     }
-    split
-        .into_iter()
-        .map(|own| Value::Object(with_others(parameters, json, own)))
-        .collect()
+    Ok(split)
 }
 
 fn elements<'v>(path: &Path, json: &'v Value) -> Vec<&'v Value> {
@@ -132,8 +136,8 @@ fn with_others(
     parameters: &Parameters,
     json: &Value,
     own: Map<String, Value>,
-) -> Map<String, Value> {
-    match parameters.include {
+) -> Result<Map<String, Value>, NodeError> {
+    Ok(match parameters.include {
         Include::Nothing => own,
         Include::Everything => {
             let mut all = json.as_object().cloned().unwrap_or_default();
@@ -145,14 +149,16 @@ fn with_others(
         }
         Include::Selected => {
             let mut all = own;
+            let mut meter = Meter::output();
             for path in &parameters.fields_to_include.0 {
                 if let Some(value) = path.get(json) {
+                    meter.take(value)?;
                     all.insert(path.text().to_owned(), value.clone());
                 }
             }
             all
         }
-    }
+    })
 }
 
 #[cfg(test)]

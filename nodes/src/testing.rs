@@ -33,6 +33,7 @@ pub(crate) fn input(node: &dyn Node, with: Value, values: Value) -> NodeInput {
 pub(crate) fn input_of(node: &dyn Node, with: Value, inputs: &[Value]) -> NodeInput {
     let inputs: Vec<_> = inputs.iter().map(items).collect();
     let template = Template::compile(&with, node.verbatim()).expect("valid expressions");
+    let cancel = CancellationToken::new();
     let empty = Arc::new(json!({}));
     let scope = Scope {
         input: inputs[0].clone(),
@@ -60,8 +61,9 @@ pub(crate) fn input_of(node: &dyn Node, with: Value, inputs: &[Value]) -> NodeIn
             template: Arc::new(template),
             scope: Arc::new(scope),
             written: Arc::new(with),
+            cancel: cancel.clone(),
         },
-        cancel: CancellationToken::new(),
+        cancel,
         now: now(),
     }
 }

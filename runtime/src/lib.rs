@@ -2,6 +2,7 @@
 //! contracts that nodes, tools and model providers implement.
 
 mod actors;
+pub mod bounds;
 pub mod core;
 pub mod document;
 pub mod documents;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    expression::{Scope, Template},
+    expression::{self, Scope, Template},
     id::ExecutionId,
     item::{Item, Items},
 };
@@ -165,6 +165,37 @@ impl NodeInput {
     pub fn parameters<P: DeserializeOwned>(&self, index: usize) -> Result<P, NodeError> {
         self.parameters.resolve(index)
     }
+
+    /// As [`NodeInput::parameters`], for nodes that do I/O: a script among them does not hold up the runtime.
+    pub async fn parameters_elsewhere<P>(&self, index: usize) -> Result<P, NodeError>
+    where
+        P: DeserializeOwned + Send + 'static,
+    {
+        if self.parameters.template.is_native() {
+            return self.parameters(index);
+        }
+        let parameters = self.parameters.clone();
+        expression::elsewhere(move || parameters.resolve(index))
+            .await
+            .unwrap_or_else(|| {
+                let message = "the parameters could not be read for an internal error";
+                Err(NodeError::permanent("panic", message))
+            })
+    }
+
+    /// Fails when the run was cancelled or has taken too long. For loops that may run long; reading parameters checks
+    /// it, too.
+    pub fn check_cancelled(&self) -> Result<(), NodeError> {
+        check(&self.cancel)
+    }
+}
+
+fn check(cancel: &CancellationToken) -> Result<(), NodeError> {
+    if cancel.is_cancelled() {
+        Err(NodeError::Cancelled)
+    } else {
+        Ok(())
+    }
 }
 
 /// A step's parameters: a compiled template and what its expressions may see.
@@ -176,11 +207,14 @@ pub struct Parameters {
     pub scope: Arc<Scope>,
     /// `with` as written.
     pub written: Arc<Value>,
+    /// Cancelled with the node run: nothing more is evaluated then.
+    pub cancel: CancellationToken,
 }
 
 impl Parameters {
     /// The parameters for item `index`, with every expression evaluated.
     pub fn value(&self, index: usize) -> Result<Value, NodeError> {
+        check(&self.cancel)?;
         self.template
             .resolve(&self.scope, index)
             .map_err(NodeError::from)
@@ -188,6 +222,7 @@ impl Parameters {
 
     /// One parameter for item `index`; the others are not evaluated. `Null` when absent.
     pub fn field(&self, name: &str, index: usize) -> Result<Value, NodeError> {
+        check(&self.cancel)?;
         self.template
             .resolve_field(name, &self.scope, index)
             .map_err(NodeError::from)

@@ -14,6 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::document::wording::{self, Expected};
 
+mod expansion;
+
 /// The deepest nesting of a schema.
 const SCHEMA_DEPTH_MAX: usize = 64;
 /// The most values a schema may be made of.
@@ -76,6 +78,11 @@ impl Schema {
     pub(crate) fn check(schema: &Value) -> Result<Self, Found> {
         let mut nodes = 0;
         bounded(schema, 1, &mut nodes)?;
+        expansion::check(schema).map_err(|message| Found {
+            path: Vec::new(),
+            kind: "value_error",
+            message,
+        })?;
         let patterns = PatternOptions::fancy_regex()
             .backtrack_limit(PATTERN_BACKTRACKS_MAX)
             .size_limit(PATTERN_BYTES_MAX)

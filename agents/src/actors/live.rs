@@ -62,6 +62,8 @@ pub struct Said {
     pub text: String,
     /// Characters of the text so far.
     pub chars: usize,
+    /// Characters at the end of each delta.
+    pub ends: Vec<usize>,
     /// Records that were published in its midst, each with the characters before it.
     pub records: Vec<(i64, usize)>,
     /// Whether anything was heard of it.
@@ -130,6 +132,7 @@ impl Live {
             let offset = message.said.chars;
             message.said.chars += delta.chars().count();
             message.said.text.push_str(delta);
+            message.said.ends.push(message.said.chars);
             ("message.delta", offset, delta)
         });
     }

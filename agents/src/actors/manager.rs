@@ -164,7 +164,9 @@ impl Manager {
                 }
             }
         }
-        if state.entries.len() >= self.shared.limits.live_max {
+        // What this host owns already must go on, however crowded it is.
+        let must = matches!(request, Request::Resume);
+        if !must && state.entries.len() >= self.shared.limits.live_max {
             return request.refuse(SessionError::Busy(BUSY));
         }
         self.spawn_for(myself, state, id, request).await;

@@ -12,7 +12,6 @@ use std::{
 
 use callboard_runtime::{
     id::SessionId,
-    provider::ModelErrorKind,
     store::{
         StoreError,
         rows::{SessionChange, SessionEventRow, SessionStatus, Write},
@@ -29,19 +28,18 @@ use super::{
     Owned, Shared, job,
     live::Live,
     load::{Loaded, Ownership, load},
-    manager, work,
+    manager,
 };
 use crate::{
     agents::PreparedAgent,
     model::{
         record::Record,
-        session::{
-            Answer, AskModel, CallTool, Decision, Effect, Event, ModelFailure, Partial, Session,
-        },
+        session::{Answer, Decision, Effect, Event, ModelFailure, Partial, Session},
     },
     sessions::{Accepted, CancelMode, SendMessage, SessionError, TurnResult},
 };
 
+mod perform;
 mod request;
 
 pub use request::Request;
@@ -154,6 +152,7 @@ struct Running {
 }
 
 enum Work {
+    Load,
     Model(u64),
     Call(String, CancellationToken),
 }
@@ -251,15 +250,19 @@ impl Actor for SessionActor {
 
 impl State {
     /// Reads the journal's tail, and claims the session where a turn is to begin.
-    fn load(&mut self, myself: &ActorRef<Msg>, claim: bool) {
+    async fn load(&mut self, myself: &ActorRef<Msg>, claim: bool) -> Handled {
         self.stage = Stage::Loading;
         let session = std::mem::replace(&mut self.session, Session::new(self.id));
         let (shared, id, again) = (Arc::clone(&self.shared), self.id, self.again);
-        let myself = myself.clone();
-        tokio::spawn(async move {
+        let session_ref = myself.clone();
+        let work = async move {
             let loaded = load(&shared, id, session, claim, again).await;
-            drop(myself.cast(Msg::Loaded(Box::new(loaded)))); // an error: the actor has stopped
-        });
+            drop(session_ref.cast(Msg::Loaded(Box::new(loaded)))); // an error: the actor has stopped
+        };
+        let cell = job::start(myself.get_cell(), Box::pin(work)).await?;
+        let what = Work::Load;
+        self.jobs.insert(cell.get_id(), Running { cell, what });
+        Ok(())
     }
 
     async fn loaded(
@@ -436,173 +439,6 @@ impl State {
                 Ok(())
             }
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Tells and does what was held.
-    async fn release(&mut self, myself: &ActorRef<Msg>, held: Held) -> Handled {
-        for (seq, record) in &held.records {
-            self.live.publish(*seq, record);
-        }
-        for answer in held.answers {
-            answer();
-        }
-        for effect in held.effects {
-            self.perform(myself, effect).await?;
-        }
-        Ok(())
-    }
-
-    async fn perform(&mut self, myself: &ActorRef<Msg>, effect: Effect) -> Handled {
-        match effect {
-            Effect::AskModel(ask) => self.ask(myself, *ask).await,
-            Effect::CallTool(call) => self.call(myself, call).await,
-            Effect::TurnEnded(turn) => {
-                self.tell(turn);
-                Ok(())
-            }
-            Effect::StopWork => {
-                self.stop_work();
-                Ok(())
-            }
-        }
-    }
-
-    async fn ask(&mut self, myself: &ActorRef<Msg>, ask: AskModel) -> Handled {
-        let request = ask.request;
-        if !self.session.awaits_model(request) {
-            return Ok(()); // stopped while it waited for its mark
-        }
-        self.live
-            .begin(request, ask.message_id.clone(), ask.base_seq);
-        let (shared, live) = (Arc::clone(&self.shared), Arc::clone(&self.live));
-        let work = work::ask(shared, live, myself.clone(), ask);
-        let cell = job::start(myself.get_cell(), Box::pin(work)).await?;
-        let what = Work::Model(request);
-        self.jobs.insert(cell.get_id(), Running { cell, what });
-        Ok(())
-    }
-
-    async fn call(&mut self, myself: &ActorRef<Msg>, call: CallTool) -> Handled {
-        let id = call.call.id.clone();
-        if !self.session.awaits_call(&id) {
-            return Ok(()); // stopped while it waited for its mark
-        }
-        let tool = self
-            .turn_agent
-            .as_ref()
-            .and_then(|agent| agent.tool(&call.call.name));
-        let Some(tool) = tool.cloned() else {
-            let error = ToolError::new("not_found", "the tool does not exist any more");
-            work::report(myself, id, Err(error));
-            return Ok(());
-        };
-        let cancel = CancellationToken::new();
-        let core = self.shared.core.clone();
-        let work = work::call(core, myself.clone(), self.id, tool, call, cancel.clone());
-        let cell = job::start(myself.get_cell(), Box::pin(work)).await?;
-        let what = Work::Call(id, cancel);
-        self.jobs.insert(cell.get_id(), Running { cell, what });
-        Ok(())
-    }
-
-    /// Stops all work at once. What it was doing is told by its token, before it is dropped.
-    fn stop_work(&mut self) {
-        for (_, running) in self.jobs.drain() {
-            if let Work::Call(_, cancel) = &running.what {
-                cancel.cancel();
-            }
-            running.cell.kill();
-        }
-    }
-
-    async fn failed(
-        &mut self,
-        myself: &ActorRef<Msg>,
-        request: u64,
-        failure: ModelFailure,
-    ) -> Handled {
-        if !self.session.awaits_model(request) {
-            return Ok(());
-        }
-        let partial = self.live.close();
-        let event = Event::ModelFailed {
-            request,
-            failure,
-            partial,
-        };
-        self.happened(myself, event).await
-    }
-
-    async fn panicked(&mut self, myself: &ActorRef<Msg>, what: Work) -> Handled {
-        match what {
-            Work::Model(request) => {
-                let failure = ModelFailure {
-                    kind: ModelErrorKind::Malformed,
-                    message: "the provider failed by a fault of its own".to_owned(),
-                    retry_after: None,
-                };
-                self.failed(myself, request, failure).await
-            }
-            Work::Call(id, _) => {
-                let result = Err(ToolError::new(
-                    "failed",
-                    "the tool failed by a fault of its own",
-                ));
-                self.happened(myself, Event::CallFinished { id, result })
-                    .await
-            }
-        }
-    }
-
-    async fn wall_reached(&mut self, myself: &ActorRef<Msg>, turn: i64) -> Handled {
-        if self.session.running_turn() != Some(turn) {
-            return Ok(());
-        }
-        let partial = self.live.close();
-        self.happened(myself, Event::WallReached { turn, partial })
-            .await
-    }
-
-    /// After a decision: the agent of a turn that has just begun is the current one.
-    fn follow_agent(&mut self) {
-        let Some(spec) = self.session.turn_agent() else {
-            self.turn_agent = None;
-            return;
-        };
-        let same = |agent: &Option<Arc<PreparedAgent>>| {
-            agent
-                .as_ref()
-                .is_some_and(|agent| Arc::ptr_eq(&agent.spec, spec))
-        };
-        if !same(&self.turn_agent) && same(&self.current) {
-            self.turn_agent = self.current.clone();
-        }
-    }
-
-    /// Sets the timer of the turn in progress.
-    fn arm(&mut self, myself: &ActorRef<Msg>, now: DateTime<Utc>) {
-        let running = self.session.running_turn();
-        if self.wall.as_ref().map(|(turn, _)| *turn) == running {
-            return;
-        }
-        self.disarm();
-        if let (Some(turn), Some(left)) = (running, self.session.wall_left(now)) {
-            let timer = myself.send_after(left, move || Msg::WallReached(turn));
-            self.wall = Some((turn, timer.abort_handle()));
-        }
-    }
-
-    fn disarm(&mut self) {
-        if let Some((_, timer)) = self.wall.take() {
-            timer.abort();
-        }
-    }
-
-    /// Tells whoever waits for the end of a turn.
-    fn tell(&mut self, turn: i64) {
-        for waiter in self.waiters.remove(&turn).unwrap_or_default() {
-            drop(waiter.send(Ok(self.session.result(turn))));
         }
     }
 

@@ -7,7 +7,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use callboard_runtime::{
     document::{
-        Document, Fault, closest,
+        Document, Fault,
         reader::{Fields, Reader},
     },
     expression::Template,
@@ -15,7 +15,9 @@ use callboard_runtime::{
     schema::Schema,
     tool::OnCrash,
 };
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+
+mod node_tool;
 
 use super::spec::{Budgets, DoubleTexting, ModelName, OutputSchema};
 
@@ -27,6 +29,8 @@ const MODELS_MAX: usize = 8;
 const INSTRUCTIONS_CHARS_MAX: usize = 100_000;
 /// The longest description of a tool, in characters.
 const DESCRIPTION_CHARS_MAX: usize = 4_000;
+/// Members of tools that belong to later versions.
+const LATER_TOOLS: [&str; 5] = ["model", "toolset", "agent", "as", "operations"];
 /// How long a node may take as a tool, unless its document says otherwise.
 const NODE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a workflow may take as a tool, unless its document says otherwise.
@@ -284,16 +288,72 @@ fn read_tools(
     read.into_iter().collect()
 }
 
+/// A tool's members besides its target.
+struct Common {
+    name: Option<String>,
+    description: Option<String>,
+    on_crash: OnCrash,
+    exclusive: bool,
+    timeout: Option<Duration>,
+}
+
 fn read_tool(tool: &Reader<'_>, on_crash: OnCrash, nodes: &NodeRegistry) -> Option<ToolSource> {
     let mut fields = tool.fields()?;
-    fields.later(&["model", "toolset", "agent", "as", "operations"]);
-    let (node, workflow) = (fields.optional("node"), fields.optional("workflow"));
+    fields.later(&LATER_TOOLS);
+    let common = read_common(&mut fields, on_crash);
+    let target = match (fields.optional("node"), fields.optional("workflow")) {
+        (Some(node), None) => {
+            let target = node_tool::read(&node, &mut fields, nodes);
+            target.map(|target| (ToolTarget::Node(target), node, NODE_TIMEOUT))
+        }
+        (None, Some(workflow)) => {
+            let target = workflow
+                .name()
+                .map(|name| ToolTarget::Workflow(name.to_owned()));
+            target.map(|target| (target, workflow, WORKFLOW_TIMEOUT))
+        }
+        (Some(_), Some(_)) => {
+            tool.fault(
+                "value_error",
+                "A tool is a `node` or a `workflow`, not both",
+            );
+            None
+        }
+        (None, None) => {
+            if !LATER_TOOLS
+                .iter()
+                .any(|name| tool.value().get(name).is_some())
+            {
+                tool.fault("value_error", "A tool names a `node` or a `workflow`");
+            }
+            None
+        }
+    };
+    fields.finish();
+    let ((target, called, default_timeout), common) = (target?, common?);
+    let name = match common.name {
+        Some(name) => name,
+        None => default_name(tool, called.string()?)?,
+    };
+    Some(ToolSource {
+        name,
+        description: common.description,
+        target,
+        on_crash: common.on_crash,
+        exclusive: common.exclusive,
+        timeout: common.timeout.unwrap_or(default_timeout),
+    })
+}
+
+fn read_common(fields: &mut Fields<'_>, on_crash: OnCrash) -> Option<Common> {
     let name = match fields.optional("name") {
         Some(name) => read_tool_name(&name).map(Some),
         None => Some(None),
     };
     let description = match fields.optional("description") {
-        Some(text) => text.text(0..=DESCRIPTION_CHARS_MAX).map(Some),
+        Some(text) => text
+            .text(0..=DESCRIPTION_CHARS_MAX)
+            .map(|text| Some(text.to_owned())),
         None => Some(None),
     };
     let on_crash = match fields.optional("on_crash") {
@@ -308,53 +368,24 @@ fn read_tool(tool: &Reader<'_>, on_crash: OnCrash, nodes: &NodeRegistry) -> Opti
         Some(timeout) => timeout.duration().map(Some),
         None => Some(None),
     };
-    let (target, default_name, default_timeout) = match (node, workflow) {
-        (Some(node), None) => {
-            let target = read_node(&node, &mut fields, nodes);
-            fields.finish();
-            let name = node.string()?.replace('.', "_");
-            (ToolTarget::Node(target?), name, NODE_TIMEOUT)
-        }
-        (None, Some(workflow)) => {
-            fields.finish();
-            let name = workflow.name()?.to_owned();
-            (ToolTarget::Workflow(name.clone()), name, WORKFLOW_TIMEOUT)
-        }
-        (Some(_), Some(_)) => {
-            tool.fault(
-                "value_error",
-                "A tool is a `node` or a `workflow`, not both",
-            );
-            return None;
-        }
-        (None, None) => {
-            let later = ["model", "toolset", "agent"];
-            if !later.iter().any(|name| tool.value().get(name).is_some()) {
-                tool.fault("value_error", "A tool names a `node` or a `workflow`");
-            }
-            fields.finish();
-            return None;
-        }
-    };
-    let name = match name? {
-        Some(name) => name,
-        None if is_tool_name(&default_name) => default_name,
-        None => {
-            tool.fault(
-                "value_error",
-                format!("`{default_name}` cannot be the name of a tool; give it a `name`"),
-            );
-            return None;
-        }
-    };
-    Some(ToolSource {
-        name,
-        description: description?.map(str::to_owned),
-        target,
+    Some(Common {
+        name: name?,
+        description: description?,
         on_crash: on_crash?,
         exclusive: exclusive?,
-        timeout: timeout?.unwrap_or(default_timeout),
+        timeout: timeout?,
     })
+}
+
+/// What a tool is called by when its document does not say: as what it calls.
+fn default_name(tool: &Reader<'_>, called: &str) -> Option<String> {
+    let name = called.replace('.', "_");
+    if is_tool_name(&name) {
+        return Some(name);
+    }
+    let message = format!("`{name}` cannot be the name of a tool; give it a `name`");
+    tool.fault("value_error", message);
+    None
 }
 
 fn read_tool_name(name: &Reader<'_>) -> Option<String> {
@@ -374,154 +405,6 @@ fn is_tool_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-}
-
-fn read_node(
-    name: &Reader<'_>,
-    fields: &mut Fields<'_>,
-    nodes: &NodeRegistry,
-) -> Option<NodeTarget> {
-    let with = fields.optional("with");
-    let parameters = fields.optional("parameters");
-    let text = name.string()?;
-    if text == "agent" {
-        name.unsupported("An agent as a tool is");
-        return None;
-    }
-    let Some(node) = nodes.find(text) else {
-        let hint = closest(text, nodes.names())
-            .map(|meant| format!("; did you mean `{meant}`?"))
-            .unwrap_or_default();
-        name.fault(
-            "value_error",
-            format!("There is no node type `{text}`{hint}"),
-        );
-        return None;
-    };
-    let node_type = node.node().node_type();
-    let own = node_type.parameters["properties"]
-        .as_object()
-        .cloned()
-        .unwrap_or_default();
-    let fixed = match &with {
-        Some(with) => read_with(with, &own)?,
-        None => Map::new(),
-    };
-    let verbatim = node.node().verbatim();
-    let taken: HashSet<String> = fixed.keys().cloned().collect();
-    let open =
-        |name: &str| own.contains_key(name) && !taken.contains(name) && !verbatim.contains(&name);
-    let parameters = match parameters {
-        Some(reader) => {
-            let schema = reader.schema()?;
-            if schema["type"] != "object" {
-                reader.fault("value_error", "The schema of arguments has `type: object`");
-                return None;
-            }
-            schema
-        }
-        None => default_parameters(&node_type.parameters, &own, open),
-    };
-    compiled(fields.reader(), &parameters)?;
-    let at = with.as_ref().unwrap_or(name);
-    compile_node(node.clone(), at, fixed, parameters, open)
-}
-
-/// The parameters that the document fixes: names that the node has.
-fn read_with(with: &Reader<'_>, own: &Map<String, Value>) -> Option<Map<String, Value>> {
-    let mut fixed = Map::new();
-    let before = with.faults().len();
-    for (name, value) in with.entries()? {
-        if !own.contains_key(name) {
-            let hint = closest(name, own.keys().map(String::as_str))
-                .map(|meant| format!("; did you mean `{meant}`?"))
-                .unwrap_or_default();
-            let message = format!("Extra inputs are not permitted{hint}");
-            with.fault_below(&[name], "extra_forbidden", message);
-        }
-        fixed.insert(name.to_owned(), value.value().clone());
-    }
-    (with.faults().len() == before).then_some(fixed)
-}
-
-/// The node's own parameters that are not fixed.
-fn default_parameters(
-    schema: &Value,
-    own: &Map<String, Value>,
-    open: impl Fn(&str) -> bool,
-) -> Value {
-    let properties: Map<_, _> = own
-        .iter()
-        .filter(|(name, _)| open(name))
-        .map(|(name, schema)| (name.clone(), schema.clone()))
-        .collect();
-    let required: Vec<_> = schema["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|name| name.as_str().is_some_and(&open))
-        .cloned()
-        .collect();
-    let mut parameters =
-        json!({"type": "object", "properties": properties, "additionalProperties": false});
-    if !required.is_empty() {
-        parameters["required"] = Value::Array(required);
-    }
-    for name in ["$defs", "definitions"] {
-        if let Some(definitions) = schema.get(name) {
-            parameters[name] = definitions.clone();
-        }
-    }
-    parameters
-}
-
-/// What the model gives reaches a parameter of the same name by an expression, so that it is data, never a template.
-fn compile_node(
-    node: AnyNode,
-    at: &Reader<'_>,
-    mut with: Map<String, Value>,
-    parameters: Value,
-    open: impl Fn(&str) -> bool,
-) -> Option<NodeTarget> {
-    let given = parameters["properties"].as_object();
-    for name in given
-        .into_iter()
-        .flat_map(Map::keys)
-        .filter(|name| open(name))
-    {
-        with.insert(
-            name.clone(),
-            json!(format!("{{{{ $json[{}] }}}}", json!(name))),
-        );
-    }
-    let node_type = node.node().node_type();
-    let required = node_type.parameters["required"].as_array();
-    let before = at.faults().len();
-    for name in required.into_iter().flatten().filter_map(Value::as_str) {
-        if !with.contains_key(name) {
-            let message = format!(
-                "`{}` needs the parameter `{name}`: fix it in `with`, or name it in `parameters` for the model to give",
-                node_type.name
-            );
-            at.fault("missing", message);
-        }
-    }
-    let with = Value::Object(with);
-    for fault in node.node().check(&with) {
-        at.fault_below(&fault.path, "value_error", fault.message);
-    }
-    let template = Template::compile(&with, node.node().verbatim()).map_err(|faults| {
-        for fault in faults {
-            at.fault_below(&fault.path, "value_error", fault.message);
-        }
-    });
-    (at.faults().len() == before).then_some(())?;
-    Some(NodeTarget {
-        node,
-        with: Arc::new(with),
-        template: Arc::new(template.ok()?),
-        parameters,
-    })
 }
 
 #[cfg(test)]
@@ -613,5 +496,98 @@ mod tests {
         assert_eq!(agent.tools[0].name, "look-up");
         assert_eq!(agent.tools[0].on_crash, OnCrash::Fail);
         assert_eq!(agent.tools[0].timeout, Duration::from_secs(5));
+    }
+
+    struct Fake;
+
+    impl callboard_runtime::node::Node for Fake {
+        fn node_type(&self) -> callboard_runtime::node::NodeType {
+            callboard_runtime::node::NodeType {
+                name: "fake.node",
+                version: 1,
+                summary: "Is not real.",
+                effect: callboard_runtime::node::EffectClass::Pure,
+                parameters: serde_json::json!({"type": "object", "required": ["to", "text"], "properties": {
+                    "to": {"type": "string"}, "text": {"type": "string"}, "code": {"type": "string"}}}),
+                several_inputs: false,
+            }
+        }
+
+        fn verbatim(&self) -> &'static [&'static str] {
+            &["code"]
+        }
+    }
+
+    impl callboard_runtime::node::PureNode for Fake {
+        fn run(
+            &self,
+            _: &callboard_runtime::node::NodeInput,
+        ) -> Result<callboard_runtime::node::NodeOutcome, callboard_runtime::node::NodeError>
+        {
+            Ok(callboard_runtime::node::NodeOutput::main(Vec::new()).into())
+        }
+    }
+
+    fn with_fake(tool: &str) -> Result<AgentDefinition, Vec<Fault>> {
+        let text = format!(
+            "kind: Agent\nmetadata: {{ name: a }}\nspec:\n  model: a/b\n  tools: [{tool}]\n"
+        );
+        let documents = document::read(&text, None).expect("the form is right");
+        let mut nodes = NodeRegistry::default();
+        nodes.pure(Fake);
+        compile(&documents[0], &nodes)
+    }
+
+    fn target(tool: &str) -> NodeTarget {
+        let mut agent = with_fake(tool).expect("the agent is sound");
+        match agent.tools.remove(0).target {
+            ToolTarget::Node(target) => target,
+            ToolTarget::Workflow(name) => panic!("{name} is no node"),
+        }
+    }
+
+    #[test]
+    fn the_model_gives_what_is_not_fixed_and_never_a_program() {
+        let target = target("{ node: fake.node, with: { to: me } }");
+        let parameters = &target.parameters;
+        assert_eq!(
+            parameters["properties"],
+            serde_json::json!({"text": {"type": "string"}})
+        );
+        assert_eq!(parameters["required"], serde_json::json!(["text"]));
+        assert_eq!(parameters["additionalProperties"], false);
+        assert_eq!(target.with["to"], "me");
+        assert_eq!(target.with["text"], "{{ $json[\"text\"] }}");
+        assert!(target.with.get("code").is_none());
+    }
+
+    #[test]
+    fn parameters_of_the_same_name_reach_the_node() {
+        let target = target(
+            "{ node: fake.node, with: { to: \"{{ $json.who }}\" }, \
+             parameters: { type: object, properties: { who: {}, text: {}, code: {} } } }",
+        );
+        assert_eq!(target.with["to"], "{{ $json.who }}");
+        assert_eq!(target.with["text"], "{{ $json[\"text\"] }}");
+        assert!(target.with.get("code").is_none());
+    }
+
+    #[test]
+    fn what_a_node_lacks_or_does_not_know_is_found() {
+        let of = |tool: &str| {
+            let faults = with_fake(tool).expect_err("there are faults");
+            faults
+                .into_iter()
+                .map(|fault| fault.message)
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        let schema = "parameters: { type: object, properties: { who: {} } }";
+        assert!(
+            of(&format!("{{ node: fake.node, {schema} }}")).contains("needs the parameter `to`")
+        );
+        assert!(of("{ node: fake.node, with: { too: x } }").contains("did you mean `to`?"));
+        assert!(of("{ node: fake.nod }").contains("did you mean `fake.node`?"));
+        assert!(of("{ node: fake.node, with: { to: \"{{ 1 + }}\" } }").len() > 1);
     }
 }

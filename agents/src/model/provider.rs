@@ -110,7 +110,9 @@ fn read(spec: &Reader<'_>) -> Option<ProviderDefinition> {
     match kind? {
         Kind::OpenAi => {
             let base_url = match fields.optional("base_url") {
-                Some(url) => setting(&url).filter(|text| is_url(text, &url)),
+                Some(url) => {
+                    setting(&url).filter(|text| without_password(&url) && is_url(text, &url))
+                }
                 None => Some("https://api.openai.com/v1".to_owned()),
             };
             let api_key = match fields.optional("api_key") {
@@ -178,6 +180,24 @@ fn is_url(text: &str, reader: &Reader<'_>) -> bool {
             false
         }
     }
+}
+
+/// A URL is shown to whoever may see the provider.
+fn without_password(reader: &Reader<'_>) -> bool {
+    let host = reader.value().as_str().unwrap_or_default();
+    let host = host.split_once("://").map_or(host, |(_, rest)| rest);
+    if host
+        .split(['/', '?', '#'])
+        .next()
+        .is_some_and(|host| host.contains('@'))
+    {
+        reader.fault(
+            "value_error",
+            "A URL here cannot hold a user or password: give `api_key`",
+        );
+        return false;
+    }
+    true
 }
 
 /// `text` with every `${NAME}` and `${NAME:default}` replaced by what `variable` gives. A variable that is empty counts
@@ -434,6 +454,17 @@ mod tests {
         };
         assert_eq!(openai.base_url, "${URL:https://x/v1}");
         assert_eq!(openai.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_url_holds_no_password() {
+        let faults =
+            |url: &str| compile_spec(&format!("  type: openai\n  base_url: \"{url}\"\n")).err();
+        assert!(
+            faults("http://user:secret@host/v1")
+                .is_some_and(|faults| faults[0].contains("api_key"))
+        );
+        assert!(faults("https://host/v1/a@b").is_none());
     }
 
     #[test]

@@ -22,8 +22,11 @@ use crate::model::provider::{OpenAiDefinition, ProviderDefinition, expand};
 pub struct Providers {
     documents: Documents,
     outbound: OutboundClient,
-    built: Mutex<HashMap<String, (i32, Arc<dyn ModelProvider>)>>,
+    built: Mutex<HashMap<String, Built>>,
 }
+
+/// A provider and the version it was built from.
+type Built = (i32, Arc<dyn ModelProvider>);
 
 impl Providers {
     /// None is built yet.
@@ -86,8 +89,12 @@ fn settings(
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<openai::OpenAiSettings, String> {
     let base_url = expand(&definition.base_url, variable)?;
+    let base_url = parse_url(&base_url).map_err(|fault| format!("base_url: {fault}"))?;
+    if !base_url.username().is_empty() || base_url.password().is_some() {
+        return Err("base_url: it cannot hold a user or password".to_owned());
+    }
     Ok(openai::OpenAiSettings {
-        base_url: parse_url(&base_url).map_err(|fault| format!("base_url: {fault}"))?,
+        base_url,
         api_key: expand(&definition.api_key, variable)?.trim().to_owned(),
         timeout: definition.timeout,
         idle_timeout: definition.idle_timeout,

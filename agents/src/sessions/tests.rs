@@ -32,6 +32,8 @@ struct ProbeState {
     runs: Mutex<Vec<(String, Value)>>,
     /// How many runs were dropped before they ended.
     dropped: AtomicUsize,
+    /// How often the next checks of its parameters panic.
+    bombs: AtomicUsize,
 }
 
 static OPEN: Semaphore = Semaphore::const_new(0);
@@ -58,6 +60,13 @@ impl Node for Probe {
                 "value": {}, "hang": {"type": "boolean"}, "panic": {"type": "boolean"}, "fail": {"type": "boolean"}}}),
             several_inputs: false,
         }
+    }
+
+    fn check(&self, _with: &Value) -> Vec<callboard_runtime::node::ParameterFault> {
+        let bombs = &self.0.bombs;
+        let last = bombs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        assert!(last.is_err(), "a fault of ours");
+        Vec::new()
     }
 }
 
@@ -681,6 +690,71 @@ async fn a_workflow_is_a_tool_and_an_agent_is_a_step() {
         .await
         .expect("it reads");
     assert_eq!(rows[0].content, "{\"question\":1}");
+    host.die().await;
+}
+
+/// Makes the next `bombs` looks at the agent panic, then sends something that makes the session look.
+async fn blow_up(host: &Host, probe: &Probe, id: SessionId, bombs: usize) {
+    let revision = host.core.documents.revision();
+    let fresh = json!({"model": format!("script/{revision}")});
+    host.apply("Agent", "other", fresh).await;
+    until(|| async { host.core.documents.revision() > revision }).await;
+    probe.0.bombs.store(bombs, Ordering::SeqCst);
+    let sent = host.sessions.send(id, message("more", None)).await;
+    assert!(matches!(
+        sent,
+        Err(SessionError::Store(StoreError::Unconfirmed(_)))
+    ));
+}
+
+#[tokio::test]
+async fn a_session_whose_actor_fails_goes_on_or_is_given_up() {
+    let (database, probe) = (Database::create().await, Probe::default());
+    let host = Host::start(&database, &probe).await;
+    let steps = json!([{"tool_calls": [call(json!({"hang": true}))]}, {"text": "Done."}]);
+    let replies = json!([{"when": "again", "text": "Fine."}, {"steps": steps}]);
+    host.agent(replies, json!({})).await;
+    let id = host.open().await;
+    host.send(id, "go").await;
+    probe.wait_for(1).await;
+    blow_up(&host, &probe, id, 1).await;
+    assert_eq!(content(&host.ended(id, 1).await), "Done.");
+    assert_eq!(probe.runs().len(), 2);
+
+    let id = host.open().await;
+    host.send(id, "go").await;
+    probe.wait_for(3).await;
+    // The first failure, and that of each try but the last.
+    blow_up(&host, &probe, id, 4).await;
+    let result = host.ended(id, 1).await;
+    assert_eq!(
+        result.error.map(|error| error["code"].clone()),
+        Some(json!("crashed"))
+    );
+    assert_eq!(content(&host.say(id, "again").await), "Fine.");
+    host.die().await;
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_is_told_and_nobody_owns_the_session() {
+    let (database, probe) = (Database::create().await, Probe::default());
+    let host = Host::start(&database, &probe).await;
+    host.agent(json!([{"text": "ok"}]), json!({})).await;
+    let id = host.open().await;
+    sqlx::query("INSERT INTO session_events (session_id, seq, kind, payload, created_at) VALUES ($1, 1, 'turn.rewound', '{}', now())")
+        .bind(id.0)
+        .execute(&host.core.db)
+        .await
+        .expect("the row is stored");
+    let sent = host.sessions.send(id, message("x", None)).await;
+    assert!(
+        matches!(sent, Err(SessionError::Store(StoreError::Corrupt(_)))),
+        "{sent:?}"
+    );
+    assert_eq!(
+        host.sessions.get(id).await.expect("it is there").status,
+        "idle"
+    );
     host.die().await;
 }
 

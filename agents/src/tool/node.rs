@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use callboard_runtime::{
-    expression::Scope,
+    bounds::Meter,
+    expression::{self, Scope},
     id::ExecutionId,
     item::Item,
     node::{
@@ -77,6 +78,7 @@ impl NodeTool {
                 template: Arc::clone(&self.target.template),
                 scope: Arc::new(scope),
                 written: Arc::clone(&self.target.with),
+                cancel: context.cancel.clone(),
             },
             cancel: context.cancel.clone(),
             now,
@@ -97,19 +99,27 @@ impl Tool for NodeTool {
             AnyNode::Pure(node) => {
                 // It may run a script, which must not hold up the runtime.
                 let node = Arc::clone(node);
-                tokio::task::spawn_blocking(move || node.run(&input))
+                expression::elsewhere(move || node.run(&input))
                     .await
-                    .map_err(|_| ToolError::new("failed", "the node panicked"))?
+                    .ok_or_else(|| ToolError::new("failed", "the node panicked"))?
             }
         };
         match outcome {
-            Ok(NodeOutcome::Output(output)) => Ok(result(output)),
+            Ok(NodeOutcome::Output(output)) => bounded(result(output)),
             Ok(NodeOutcome::Wait(_)) => Err(ToolError::new(
                 "failed",
                 "this node waits, which a tool cannot",
             )),
             Err(error) => Err(describe(error)),
         }
+    }
+}
+
+/// Only what can be read back from the journal.
+fn bounded(result: Value) -> Result<Value, ToolError> {
+    match Meter::output().take(&result) {
+        Ok(()) => Ok(result),
+        Err(excess) => Err(describe(excess.into())),
     }
 }
 

@@ -85,6 +85,11 @@ impl Tool for WorkflowTool {
     }
 
     async fn call(&self, context: ToolContext, arguments: Value) -> Result<Value, ToolError> {
+        let parent_id = self
+            .executions
+            .origin(context.session_id)
+            .await
+            .map_err(|error| refused(error.into()))?;
         let request = StartExecution {
             workflow: self.workflow.clone(),
             version: None,
@@ -92,7 +97,7 @@ impl Tool for WorkflowTool {
             input: arguments,
             trigger_data: Value::Null,
             idempotency_key: Some(context.idempotency_key.to_string()),
-            parent_id: None,
+            parent_id,
             trace_id: None,
         };
         let mut started = tokio::select! {
@@ -173,6 +178,7 @@ impl Drop for CancelOnDrop<'_> {
 
 fn refused(error: StartError) -> ToolError {
     match error {
+        StartError::Depth => ToolError::new("depth", error.to_string()),
         StartError::UnknownWorkflow(_) => ToolError::new("not_found", error.to_string()),
         StartError::InvalidInput(violations) => {
             let text: Vec<_> = violations

@@ -269,10 +269,12 @@ fn start_log(format: LogFormat) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
 
-    // The model client logs requests and answers whole, which may hold what nobody should read in a log.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new("info,poem=warn,ractor=warn,sqlx=warn,async_openai=off")
-    });
+    let mut filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,poem=warn,ractor=warn,sqlx=warn"));
+    // The model client logs requests and answers whole, which nobody should read in a log, whatever is asked for.
+    if let Ok(silence) = "async_openai=off".parse() {
+        filter = filter.add_directive(silence);
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -29,7 +29,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use super::{
-    State,
+    State, origin,
     problem::{ApiError, ApiResult},
 };
 
@@ -59,6 +59,8 @@ pub struct Caller {
     pub name: String,
     /// What it may do.
     pub scopes: Vec<String>,
+    /// When it stops working.
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl Caller {
@@ -129,6 +131,7 @@ impl Keys {
                 key: None,
                 name: "anonymous".to_owned(),
                 scopes: vec!["*".to_owned()],
+                expires_at: None,
             })
         });
         Self {
@@ -142,9 +145,11 @@ impl Keys {
     /// browsers cannot send headers with them.
     ///
     /// # Errors
-    /// 401 without a valid key, 503 when the database cannot be asked.
+    /// 401 without a valid key, 503 when the database cannot be asked; where no key is asked for, 403 for what a web
+    /// page of somebody else sent.
     pub async fn caller(&self, request: &Request, in_query: bool) -> ApiResult<Arc<Caller>> {
         if let Some(everyone) = &self.everyone {
+            origin::check(request)?;
             return Ok(everyone.clone());
         }
         let secret = match bearer(request) {
@@ -205,6 +210,7 @@ impl Keys {
                     key: Some(key.id),
                     name: key.name,
                     scopes: key.scopes,
+                    expires_at: key.expires_at,
                 })
             }),
             checked_at: Instant::now(),
@@ -381,6 +387,7 @@ mod tests {
             key: None,
             name: "k".into(),
             scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+            expires_at: None,
         }
     }
 

@@ -64,7 +64,8 @@ async fn collect(body: Body, announced: usize, max: usize) -> ApiResult<Vec<u8>>
     }
 }
 
-fn too_large(max: usize) -> ApiError {
+/// 413, naming the bound.
+pub fn too_large(max: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "body_too_large",
@@ -126,7 +127,7 @@ pub fn unsupported(request: &Request, supported: &str) -> ApiError {
 ///
 /// # Errors
 /// One fault of type `json_invalid` with the place in characters: a syntax error, or depth beyond [`DEPTH_MAX`].
-pub fn json(bytes: &[u8]) -> Result<Value, Fault> {
+pub fn json(bytes: &[u8]) -> Result<Value, Vec<Fault>> {
     if let Some(offset) = too_deep(bytes) {
         return Err(json_invalid(
             bytes,
@@ -144,7 +145,7 @@ pub fn json(bytes: &[u8]) -> Result<Value, Fault> {
     })
 }
 
-fn json_invalid(bytes: &[u8], offset: usize, reason: &str) -> Fault {
+fn json_invalid(bytes: &[u8], offset: usize, reason: &str) -> Vec<Fault> {
     let characters = String::from_utf8_lossy(&bytes[..offset.min(bytes.len())])
         .chars()
         .count();
@@ -154,7 +155,7 @@ fn json_invalid(bytes: &[u8], offset: usize, reason: &str) -> Fault {
         "JSON decode error",
     );
     fault.ctx = Some(json!({ "error": reason }));
-    fault
+    vec![fault]
 }
 
 /// The byte at a line and column, both from 1; column 0 is the end of the line before.
@@ -216,7 +217,9 @@ mod tests {
 
     #[test]
     fn a_syntax_error_names_its_place_in_characters() {
-        let fault = json("{\"ä\": 1,\n \"b\": }".as_bytes()).expect_err("it is broken");
+        let fault = json("{\"ä\": 1,\n \"b\": }".as_bytes())
+            .expect_err("it is broken")
+            .remove(0);
         assert_eq!(fault.kind, "json_invalid");
         assert_eq!(fault.loc, [json!("body"), json!(15)]);
         assert_eq!(fault.ctx, Some(json!({ "error": "expected value" })));
@@ -226,7 +229,9 @@ mod tests {
     fn depth_is_bounded_at_64() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(json(nested(64).as_bytes()).is_ok());
-        let fault = json(nested(65).as_bytes()).expect_err("it is too deep");
+        let fault = json(nested(65).as_bytes())
+            .expect_err("it is too deep")
+            .remove(0);
         assert_eq!(fault.loc, [json!("body"), json!(64)]);
         assert!(!is_too_deep(&json(nested(64).as_bytes()).expect("it fits")));
     }

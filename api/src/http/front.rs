@@ -7,7 +7,7 @@ use poem::{
     Endpoint, Request, Response, Route,
     endpoint::BoxEndpoint,
     error::{MethodNotAllowedError, NotFoundError},
-    http::{HeaderName, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header},
 };
 use poem_openapi::error::{
     ContentTypeError, ParseParamError, ParsePathError, ParseRequestPayloadError,
@@ -23,13 +23,18 @@ use super::{
     trace::TraceId,
 };
 
-/// The header every answer carries.
+/// The headers every answer carries.
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+/// Text that a client sent must not be taken for a page or a script.
+const NO_SNIFF: (HeaderName, HeaderValue) = (
+    header::X_CONTENT_TYPE_OPTIONS,
+    HeaderValue::from_static("nosniff"),
+);
 
 /// The whole HTTP interface.
 pub struct Front {
     state: Arc<State>,
-    routes: BoxEndpoint<'static, Response>,
+    pub(super) routes: BoxEndpoint<'static, Response>,
     operations: Operations,
 }
 
@@ -55,15 +60,19 @@ impl Front {
     }
 
     /// Everything that is not an answer of a handler becomes one here, so that clients meet one shape of errors.
-    fn refusal(&self, error: poem::Error, uri: &Uri) -> Result<ApiError, Response> {
-        let error = match error.downcast::<ApiError>() {
-            Ok(error) => return Ok(error),
-            Err(error) => error,
-        };
+    fn refused(&self, error: poem::Error, uri: &Uri, trace_id: &TraceId) -> Response {
         if error.is_from_response() {
-            return Err(error.into_response());
+            return error.into_response();
         }
-        Ok(if error.is::<NotFoundError>() {
+        let error = error
+            .downcast::<ApiError>()
+            .unwrap_or_else(|error| self.refusal(&error, uri));
+        error.into_response(trace_id.as_str())
+    }
+
+    /// The refusals of the framework.
+    fn refusal(&self, error: &poem::Error, uri: &Uri) -> ApiError {
+        if error.is::<NotFoundError>() {
             ApiError::not_found(format!("There is nothing at `{}`.", uri.path()))
         } else if error.is::<MethodNotAllowedError>() {
             let allowed = self.operations.methods(uri.path());
@@ -107,7 +116,7 @@ impl Front {
             )
         } else {
             ApiError::internal(error.to_string())
-        })
+        }
     }
 
     async fn answer(&self, request: Request, trace_id: &TraceId) -> Response {
@@ -119,10 +128,7 @@ impl Front {
             .await;
         match answered {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => match self.refusal(error, &uri) {
-                Ok(error) => error.into_response(trace_id.as_str()),
-                Err(response) => response,
-            },
+            Ok(Err(error)) => self.refused(error, &uri, trace_id),
             Err(_) => {
                 self.state.metrics.panicked();
                 ApiError::internal("a handler panicked").into_response(trace_id.as_str())
@@ -146,6 +152,7 @@ impl Endpoint for Front {
         );
         request.extensions_mut().insert(trace_id.clone());
         request.extensions_mut().insert(self.state.clone());
+        let one_by_one = request.version() <= Version::HTTP_11;
         let in_flight = self.state.metrics.begin();
         let mut response = self
             .answer(request, &trace_id)
@@ -154,6 +161,11 @@ impl Endpoint for Front {
         drop(in_flight);
         if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
             response.headers_mut().insert(TRACE_ID, value);
+        }
+        response.headers_mut().insert(NO_SNIFF.0, NO_SNIFF.1);
+        if one_by_one && self.state.is_stopping() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
         }
         let (status, elapsed) = (response.status().as_u16(), started.elapsed());
         self.state.metrics.answered(kind, status, elapsed);

@@ -39,9 +39,15 @@ pub async fn ensure_admin_key(core: &Core, secret: &str) -> Result<(), StoreErro
     }
 }
 
+/// What secrets that are made here begin with.
+pub(super) const PREFIX: &str = "cb_";
+
 /// A fresh secret: `cb_` and 32 random bytes as base64url without padding.
 pub fn generate() -> String {
-    format!("cb_{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
+    format!(
+        "{PREFIX}{}",
+        URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+    )
 }
 
 #[cfg(test)]

@@ -20,10 +20,13 @@ mod input;
 pub mod keys;
 mod metrics;
 mod openapi;
+mod origin;
 mod problem;
 mod routes;
 mod server;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 use problem::{ApiError, ApiResult};
@@ -116,13 +119,27 @@ impl State {
             .ok_or_else(|| ApiError::internal("a request came past the front"))
     }
 
+    /// Whether the host is stopping, whichever part of it has been reached.
+    fn is_stopping(&self) -> bool {
+        self.draining.is_cancelled() || self.shutdown.is_cancelled()
+    }
+
     /// # Errors
     /// 503 when the host is stopping: what is started now would be handed over at once.
     fn takes_work(&self) -> ApiResult<()> {
-        if self.draining.is_cancelled() || self.shutdown.is_cancelled() {
+        if self.is_stopping() {
             Err(ApiError::draining())
         } else {
             Ok(())
+        }
+    }
+
+    /// What `waiting` gives, or `None` when the host stops first: whoever waits is then told where to look.
+    async fn unless_stopped<T>(&self, waiting: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            found = waiting => found,
+            () = self.shutdown.cancelled() => None,
         }
     }
 }

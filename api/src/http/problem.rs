@@ -365,6 +365,13 @@ impl From<StartError> for ApiError {
                 format!("Workflow `{name}` is disabled."),
             ),
             StartError::InvalidInput(violations) => Self::invalid(input_faults(&violations)),
+            StartError::TooLarge(excess) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "input_too_large",
+                format!("An execution cannot start with so much: {excess}."),
+            ),
+            // Only executions start executions in a line; a client never does.
+            StartError::Depth => Self::conflict("depth", format!("Not started: {error}.")),
             StartError::KeyReused => key_reused(),
             StartError::Busy(after) => Self::busy("Too many executions are running.", after),
             StartError::Draining => Self::draining(),

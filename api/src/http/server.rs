@@ -15,6 +15,7 @@ use poem::{
     http::uri::Scheme,
     web::{LocalAddr, RemoteAddr},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -22,7 +23,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How many connections may be open at once; further ones wait in the kernel's backlog.
+/// How many connections may be open at once; further ones wait in the kernel's backlog. Fewer where the process may
+/// not have twice as many open files: without any left it could not reach its database.
 const CONNECTIONS_MAX: usize = 8192;
 /// How long a client may take to send the headers of a request, and to begin the next one. Longer than clients keep
 /// idle connections, so that it is they who close them: else a request could meet a connection being closed.
@@ -57,7 +59,7 @@ where
         cut: CancellationToken::new(),
     });
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max()));
     while let Some((socket, remote, place)) = accept(&listener, &places, &shutdown).await {
         let service = service.clone();
         connections.spawn(async move {
@@ -76,6 +78,22 @@ where
         connections.wait().await;
     }
     Ok(())
+}
+
+/// Asks for as many open files as the process may have, and says how many of them connections may take.
+fn connections_max() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+    match getrlimit(Resource::Nofile).current {
+        None => CONNECTIONS_MAX,
+        Some(files) => CONNECTIONS_MAX.min(usize::try_from(files / 2).unwrap_or(usize::MAX)),
+    }
 }
 
 /// The next connection, or `None` when the host stops.
@@ -169,5 +187,90 @@ where
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use poem::{endpoint::make, http::StatusCode};
+    use tokio::{
+        sync::{mpsc, watch},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// A server whose `/slow` says that it was called and then waits for `open`.
+    struct Fixture {
+        url: String,
+        shutdown: CancellationToken,
+        called: mpsc::UnboundedReceiver<()>,
+        open: watch::Sender<bool>,
+        served: JoinHandle<io::Result<()>>,
+    }
+
+    async fn fixture(drain_timeout: Duration) -> Fixture {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let shutdown = CancellationToken::new();
+        let (calls, called) = mpsc::unbounded_channel();
+        let (open, opened) = watch::channel(false);
+        let endpoint = make(move |request: poem::Request| {
+            let (calls, mut opened) = (calls.clone(), opened.clone());
+            async move {
+                if request.uri().path() == "/slow" {
+                    let _ = calls.send(());
+                    let _ = opened.wait_for(|open| *open).await;
+                }
+                Ok::<_, poem::Error>(Response::builder().header("connection", "close").finish())
+            }
+        });
+        let stop = shutdown.clone();
+        let served =
+            tokio::spawn(async move { run(listener, endpoint, stop, drain_timeout).await });
+        Fixture {
+            url,
+            shutdown,
+            called,
+            open,
+            served,
+        }
+    }
+
+    fn get(url: String) -> JoinHandle<reqwest::Result<StatusCode>> {
+        tokio::spawn(async move { reqwest::get(url).await.map(|response| response.status()) })
+    }
+
+    #[tokio::test]
+    async fn requests_in_flight_finish_when_the_host_stops() {
+        let mut server = fixture(Duration::from_secs(60)).await;
+        let slow = get(format!("{}/slow", server.url));
+        server.called.recv().await.expect("it was called");
+        server.shutdown.cancel();
+        server.open.send_replace(true);
+        let slow = slow.await.expect("it does not panic");
+        assert_eq!(slow.expect("it was finished"), StatusCode::OK);
+        server
+            .served
+            .await
+            .expect("it does not panic")
+            .expect("it stopped well");
+        assert!(get(server.url).await.expect("it does not panic").is_err());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_finish_in_time_is_cut() {
+        let mut server = fixture(Duration::ZERO).await;
+        let slow = get(format!("{}/slow", server.url));
+        server.called.recv().await.expect("it was called");
+        server.shutdown.cancel();
+        server
+            .served
+            .await
+            .expect("it does not panic")
+            .expect("it stopped well");
+        assert!(slow.await.expect("it does not panic").is_err());
     }
 }

@@ -12,6 +12,9 @@ use poem_openapi::{
     registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
 };
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::State;
 
 /// How often a silent stream says that it lives: proxies cut what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -23,17 +26,14 @@ pub const EVENT_STREAM: &str = "text/event-stream";
 pub struct Events(SSE);
 
 impl Events {
-    /// Sends `events` as they come.
-    pub fn new(events: impl Stream<Item = Event> + Send + 'static) -> Self {
-        Self(SSE::new(events).keep_alive(KEEP_ALIVE))
+    /// Sends `events` as they come, until the host stops: whoever follows resumes elsewhere with its last event id.
+    pub fn new(events: impl Stream<Item = Event> + Send + 'static, state: &State) -> Self {
+        Self::until(events, state.shutdown.clone())
     }
 
-    /// As [`Events::new`], until the host stops: whoever follows resumes elsewhere with its last event id.
-    pub fn until<S>(events: S, stop: tokio_util::sync::WaitForCancellationFutureOwned) -> Self
-    where
-        S: Stream<Item = Event> + Send + 'static,
-    {
-        Self::new(events.take_until(stop))
+    fn until(events: impl Stream<Item = Event> + Send + 'static, stop: CancellationToken) -> Self {
+        let events = events.take_until(stop.cancelled_owned());
+        Self(SSE::new(events).keep_alive(KEEP_ALIVE))
     }
 }
 
@@ -85,11 +85,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_event_without_a_place_in_the_journal_has_no_id() {
-        let events = Events::new(stream::iter([
+        let events = stream::iter([
             event(Some("3".into()), "node.finished", &json!({ "a": "x\ny" })),
             event(None, "node.started", &json!({})),
-        ]));
-        let response = events.into_response();
+        ]);
+        let response = Events::until(events, CancellationToken::new()).into_response();
         assert_eq!(response.content_type(), Some(EVENT_STREAM));
         assert_eq!(
             response

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use callboard_runtime::{item::Item, node::NodeError};
+use callboard_runtime::{bounds::Meter, item::Item, node::NodeError};
 use serde_json::Value;
 
 use super::{JoinMode, Matches, OutputFrom, Parameters, Source, check_count, combine::Combiner};
@@ -27,21 +27,16 @@ pub(super) fn join(
     if parameters.fields_to_match.0.is_empty() {
         return Err(invalid("`fields_to_match` names nothing"));
     }
-    let matched = find(parameters, first, second);
-    check_count(
-        matched
-            .pairs
-            .iter()
-            .map(|(_, partners)| partners.len())
-            .sum(),
-    )?;
-    let combined = || {
+    let matched = find(parameters, first, second)?;
+    let pairs = || {
         let pairs = matched.pairs.iter();
-        pairs.flat_map(|(item, partners)| {
-            partners
-                .iter()
-                .map(|partner| combiner.combine(&[*item, *partner]))
-        })
+        pairs.flat_map(|(item, partners)| partners.iter().map(|partner| [*item, *partner]))
+    };
+    // Every pair is a copy of both.
+    let combined = || {
+        let mut meter = Meter::output();
+        let items = pairs().map(|pair| meter.passing(combiner.combine(&pair)));
+        items.collect::<Result<Vec<Item>, _>>()
     };
     let alone = |sources: &[Source<'_>]| -> Vec<Item> {
         sources
@@ -53,7 +48,7 @@ pub(super) fn join(
         sources.iter().map(|source| source.passed()).collect()
     };
     Ok(match (parameters.join_mode, parameters.output_data_from) {
-        (JoinMode::KeepMatches, OutputFrom::Both) => combined().collect(),
+        (JoinMode::KeepMatches, OutputFrom::Both) => combined()?,
         (JoinMode::KeepMatches, OutputFrom::Input1) => matched
             .pairs
             .iter()
@@ -74,16 +69,23 @@ pub(super) fn join(
                 )
                 .collect()
         }
-        (JoinMode::KeepEverything, _) => combined()
+        (JoinMode::KeepEverything, _) => combined()?
+            .into_iter()
             .chain(alone(&matched.alone1))
             .chain(alone(&matched.alone2))
             .collect(),
-        (JoinMode::EnrichInput1, _) => combined().chain(alone(&matched.alone1)).collect(),
-        (JoinMode::EnrichInput2, _) => combined().chain(alone(&matched.alone2)).collect(),
+        (JoinMode::EnrichInput1, _) => [combined()?, alone(&matched.alone1)].concat(),
+        (JoinMode::EnrichInput2, _) => [combined()?, alone(&matched.alone2)].concat(),
     })
 }
 
-fn find<'i>(parameters: &Parameters, first: &[Source<'i>], second: &[Source<'i>]) -> Matched<'i> {
+/// Fails as soon as there are too many pairs.
+fn find<'i>(
+    parameters: &Parameters,
+    first: &[Source<'i>],
+    second: &[Source<'i>],
+) -> Result<Matched<'i>, NodeError> {
+    let mut count = 0;
     let pairs = &parameters.fields_to_match.0;
     let fuzzy = parameters.fuzzy_compare;
     let mut places: HashMap<String, Vec<usize>> = HashMap::new();
@@ -109,6 +111,8 @@ fn find<'i>(parameters: &Parameters, first: &[Source<'i>], second: &[Source<'i>]
             Matches::All => found.as_slice(),
             Matches::First => &found[..1],
         };
+        count += found.len();
+        check_count(count)?;
         for &i in found {
             is_partner[i] = true;
         }
@@ -124,7 +128,7 @@ fn find<'i>(parameters: &Parameters, first: &[Source<'i>], second: &[Source<'i>]
         }
         .push(*source);
     }
-    matched
+    Ok(matched)
 }
 
 /// What is compared. `None` when a field is missing: such an item has no partner.

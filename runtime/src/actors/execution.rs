@@ -98,6 +98,8 @@ pub enum Msg {
     InProgress(oneshot::Sender<Vec<Value>>),
     /// Nothing kept it from being given up for a while: look again.
     Idle,
+    /// The lease may have been renewed, for which effects wait.
+    LeaseMayBeBack,
     /// The time limit may be reached.
     Deadline,
     /// End it. Replies when that is durable; a dropped reply means: look in the store, then ask again.
@@ -127,6 +129,8 @@ pub struct State {
     saved: Mark,
     /// Effects that wait for their mark.
     held: VecDeque<(Mark, Effect)>,
+    /// Node runs that must not start before the lease is renewed.
+    without_lease: Vec<(RunKey, u32)>,
     notices: VecDeque<(Mark, Notice)>,
     cancel_replies: Vec<oneshot::Sender<Result<(), ActionError>>>,
     timers: HashMap<RunKey, AbortOnDrop>,
@@ -211,6 +215,7 @@ impl Actor for ExecutionActor {
             // Fails only when nobody watches any more.
             Msg::InProgress(reply) => drop(reply.send(self.in_progress(state))),
             Msg::Idle => self.run(&myself, state, Decision::default(), VecDeque::new()),
+            Msg::LeaseMayBeBack => self.start_without_lease(&myself, state),
             Msg::Deadline => self.deadline_reached(&myself, state),
             Msg::Cancel(reply) => self.cancel(&myself, state, reply),
             Msg::Fenced => self.fenced(&myself, state),
@@ -255,6 +260,7 @@ impl State {
             appended: 0,
             saved: 0,
             held: VecDeque::new(),
+            without_lease: Vec::new(),
             notices: VecDeque::new(),
             cancel_replies: Vec::new(),
             timers: HashMap::new(),

@@ -21,6 +21,8 @@ use crate::{
     node::{AnyNode, NodeError, NodeInput, NodeOutcome},
 };
 
+/// The longest a node that computes may take, whatever its step says: it keeps a processor to itself meanwhile.
+pub(crate) const COMPUTING_TIME_MAX: Duration = Duration::from_secs(300);
 /// How many node runs may be in progress at once on this host; more wait their turn.
 const SLOTS: usize = 1024;
 
@@ -183,16 +185,24 @@ impl State {
     fn panicked(&mut self, actor: ActorId, reason: &ActorProcessingErr) {
         if let Some(((execution, key), running)) = self.ended(actor) {
             tracing::error!(%execution, %reason, "a node run panicked");
-            let error = NodeError::permanent("panic", "the node stopped by an internal error");
             report(
                 &running.execution,
                 key,
                 running.attempt,
-                Err(error),
+                Err(panicked()),
                 running.started_at,
             );
         }
     }
+}
+
+pub(crate) fn panicked() -> NodeError {
+    NodeError::permanent("panic", "the node stopped by an internal error")
+}
+
+pub(crate) fn timed_out(timeout: Duration) -> NodeError {
+    let message = format!("the step took longer than its timeout of {timeout:?}");
+    NodeError::transient("timeout", message)
 }
 
 fn report(
@@ -254,11 +264,7 @@ impl Actor for NodeRun {
                 None => work.await,
                 Some(timeout) => tokio::time::timeout(timeout, work)
                     .await
-                    .unwrap_or_else(|_| {
-                        let message =
-                            format!("the step took longer than its timeout of {timeout:?}");
-                        Err(NodeError::transient("timeout", message))
-                    }),
+                    .unwrap_or_else(|_| Err(timed_out(timeout))),
             };
             report(&execution, key, attempt, outcome, started_at);
         }
@@ -277,15 +283,15 @@ impl NodeRun {
                     let _permit = permit;
                     node.run(&input)
                 };
-                tokio::task::spawn_blocking(work)
-                    .await
-                    .unwrap_or_else(|error| {
-                        tracing::error!(%error, "a pure node panicked");
-                        Err(NodeError::permanent(
-                            "panic",
-                            "the node stopped by an internal error",
-                        ))
-                    })
+                // Waiting for a thread does not count.
+                let work = tokio::task::spawn_blocking(work);
+                let Ok(done) = tokio::time::timeout(COMPUTING_TIME_MAX, work).await else {
+                    return Err(timed_out(COMPUTING_TIME_MAX));
+                };
+                done.unwrap_or_else(|error| {
+                    tracing::error!(%error, "a pure node panicked");
+                    Err(panicked())
+                })
             }
         }
     }

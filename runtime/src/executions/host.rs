@@ -171,6 +171,7 @@ impl Host {
                         ),
                     );
                 }
+                Err(StartError::Depth) => return refused("depth", StartError::Depth.to_string()),
                 Err(error) => return refused("child_refused", error.to_string()),
             }
         }

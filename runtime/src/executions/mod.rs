@@ -27,10 +27,11 @@ use crate::{
         execution_manager::{self as manager, ExecutionManager},
         node_runner::NodeRunner,
     },
+    bounds::{Excess, ITEMS_MAX, Meter},
     core::Core,
     events::Event,
     graphs::{Compiled, Graphs},
-    id::ExecutionId,
+    id::{ExecutionId, SessionId},
     model::{execution::Execution, graph::Graph},
     node::{NodeRegistry, Response},
     schema::Violation,
@@ -38,6 +39,7 @@ use crate::{
         StoreError,
         executions::{self, KeyHolder},
         rows::{ExecutionStatus, NewExecution, Write},
+        sessions,
     },
 };
 
@@ -47,6 +49,8 @@ pub(crate) const STARTED_SEQ: i64 = -1;
 const POLL: Duration = Duration::from_secs(2);
 /// How long a caller waits for its start to become durable.
 const STORED_MAX: Duration = Duration::from_secs(10);
+/// How many executions may follow from each other, each started by a step or a tool of the one before.
+pub(crate) const GENERATIONS_MAX: i32 = 20;
 /// How long a cancel looks for the execution's owner.
 const CANCEL_MAX: Duration = Duration::from_secs(10);
 
@@ -71,7 +75,7 @@ pub struct StartExecution {
     pub trigger_data: Value,
     /// The same key and input give the same execution; another input is refused.
     pub idempotency_key: Option<String>,
-    /// Who started it, when an execution did.
+    /// Who started it, when an execution did: by one of its steps, or by an agent that one of its steps asked.
     pub parent_id: Option<ExecutionId>,
     /// From the request.
     pub trace_id: Option<String>,
@@ -205,6 +209,12 @@ pub enum StartError {
     /// The input does not fit the workflow's schema.
     #[error("the input does not fit")]
     InvalidInput(Vec<Violation>),
+    /// The input is more than an execution may start with.
+    #[error("the input is too large: {0}")]
+    TooLarge(Excess),
+    /// It would be one more in a long line of executions that start each other.
+    #[error("{GENERATIONS_MAX} executions have followed from each other, and no further one may")]
+    Depth,
     /// The idempotency key was used with another input.
     #[error("the idempotency key was used before with another input")]
     KeyReused,
@@ -293,6 +303,12 @@ impl Executions {
         self.host.cancel(id).await
     }
 
+    /// The execution whose step opened a session, if one did: the parent of what the session starts.
+    pub async fn origin(&self, session: SessionId) -> Result<Option<ExecutionId>, StoreError> {
+        let stored = sessions::get(&self.host.core.db, session).await?;
+        Ok(stored.and_then(|stored| stored.execution_id))
+    }
+
     /// The compiled current version of a workflow, from memory.
     pub fn graph(&self, workflow: &str) -> Option<Arc<Graph>> {
         self.host
@@ -327,6 +343,22 @@ impl Executions {
         }
         self.host.registry.stop_all();
     }
+}
+
+/// What an execution starts with is its first output: one item per element of a list.
+fn check_size(request: &StartExecution) -> Result<(), StartError> {
+    if request
+        .input
+        .as_array()
+        .is_some_and(|list| list.len() > ITEMS_MAX)
+    {
+        return Err(StartError::TooLarge(Excess::Items));
+    }
+    let mut meter = Meter::output();
+    let taken = meter
+        .take(&request.input)
+        .and_then(|()| meter.take(&request.trigger_data));
+    taken.map_err(StartError::TooLarge)
 }
 
 impl Host {
@@ -364,6 +396,8 @@ impl Host {
             }
             request.input = schema.with_defaults(request.input);
         }
+        check_size(&request)?;
+        self.check_line(&request).await?;
         let row = self.row(id, compiled.version, &request);
         if row.idempotency_key.is_some() {
             if let Some(existing) = self.claim_key(&row).await? {
@@ -373,6 +407,17 @@ impl Host {
             return Ok(self.launch(id, compiled, request, row.started_at, None));
         }
         Ok(self.launch(id, compiled, request, row.started_at, Some(row)))
+    }
+
+    /// Refuses what has no end: workflows that start each other, or themselves, directly or by way of agents.
+    async fn check_line(&self, request: &StartExecution) -> Result<(), StartError> {
+        let Some(parent) = request.parent_id else {
+            return Ok(());
+        };
+        match executions::generation(&self.core.db, parent, GENERATIONS_MAX).await? {
+            GENERATIONS_MAX => Err(StartError::Depth),
+            _ => Ok(()),
+        }
     }
 
     async fn workflow(&self, request: &StartExecution) -> Result<Compiled, StartError> {

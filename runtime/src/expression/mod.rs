@@ -24,6 +24,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use self::template::{Compiler, Evaluation, Part};
 use crate::{item::Items, node::NodeError};
@@ -39,8 +40,29 @@ pub const MEMORY_BYTES_MAX: usize = 64 << 20;
 pub const EXPRESSION_BYTES_MAX: usize = 64 << 10;
 /// Length of one script.
 pub const SCRIPT_BYTES_MAX: usize = 256 << 10;
+/// How many evaluations there may be at once on threads of their own, besides node runs that compute.
+pub const ELSEWHERE_MAX: usize = 16;
 /// Size of a text or, as JSON, of a value that an evaluation gives.
 pub const TEXT_BYTES_MAX: usize = 16 << 20;
+
+/// Evaluates on a thread meant for that, so that a slow script holds up no other work. `None` when it panicked. At most
+/// [`ELSEWHERE_MAX`] do so at once: each thread has an engine of its own, with its memory.
+pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    static PLACES: Semaphore = Semaphore::const_new(ELSEWHERE_MAX);
+    // It is never closed; if it were, evaluating without a place is right.
+    let place = PLACES.acquire().await.ok();
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    match done.await {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::error!(%error, "an evaluation panicked");
+            None
+        }
+    }
+}
 
 /// What the expressions of one node run may see. A snapshot: nothing in it changes while the node runs.
 #[derive(Clone, Debug)]

@@ -1,18 +1,24 @@
 //! Templates: JSON whose strings may hold expressions.
 
-use std::{cell::OnceCell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value};
 
 use super::{
-    EXPRESSION_BYTES_MAX, ExpressionError, References, Scope, TemplateFault, check, engine,
-    excerpt, names, native,
+    EXPRESSION_BYTES_MAX, ExpressionError, References, SCRIPT_TIME_MAX, Scope, TemplateFault,
+    check, engine, excerpt, names, native,
     native::Node,
     program::Program,
     script::Script,
     token::{Token, tokens_until_close},
     value::{Failure, Val},
 };
+use crate::bounds::Meter;
 
 /// Lists and objects inside each other.
 const DEPTH_MAX: usize = 128;
@@ -36,6 +42,10 @@ pub(super) struct Evaluation<'s> {
     index: usize,
     /// A copy for the script engine, which cannot borrow. Made when it is first needed.
     shared: OnceCell<Rc<Scope>>,
+    /// How much the values take so far. Each is bounded; many of them together would not be.
+    meter: RefCell<Meter>,
+    /// How long the script engine worked so far.
+    worked: Cell<Duration>,
 }
 
 impl<'s> Evaluation<'s> {
@@ -44,7 +54,29 @@ impl<'s> Evaluation<'s> {
             scope,
             index,
             shared: OnceCell::new(),
+            meter: RefCell::new(Meter::output()),
+            worked: Cell::new(Duration::ZERO),
         }
+    }
+
+    /// Counts a value that goes into the result.
+    fn take(&self, value: &Value) -> Result<(), Failure> {
+        let taken = self.meter.borrow_mut().take(value);
+        taken.map_err(|excess| format!("with this one, {excess}"))
+    }
+
+    fn run(&self, program: &Arc<Program>) -> Result<Val<'static>, Failure> {
+        if self.worked.get() > SCRIPT_TIME_MAX {
+            return Err(format!(
+                "the expressions before it took longer than {} ms together",
+                SCRIPT_TIME_MAX.as_millis()
+            ));
+        }
+        let scope = self.shared.get_or_init(|| Rc::new(self.scope.clone()));
+        let began = Instant::now();
+        let value = engine::evaluate(program, Rc::clone(scope), self.index);
+        self.worked.set(self.worked.get() + began.elapsed());
+        value.map_err(|thrown| thrown.message)
     }
 }
 
@@ -86,13 +118,7 @@ impl Expression {
     pub fn evaluate<'s>(&'s self, evaluation: &Evaluation<'s>) -> Result<Val<'s>, ExpressionError> {
         match &self.plan {
             Plan::Native(node) => node.evaluate(evaluation.scope, evaluation.index),
-            Plan::Script(program) => {
-                let scope = evaluation
-                    .shared
-                    .get_or_init(|| Rc::new(evaluation.scope.clone()));
-                engine::evaluate(program, Rc::clone(scope), evaluation.index)
-                    .map_err(|thrown| thrown.message)
-            }
+            Plan::Script(program) => evaluation.run(program),
         }
         .map_err(|message| self.error(message))
     }
@@ -155,8 +181,23 @@ impl Part {
     pub fn resolve(&self, evaluation: &Evaluation<'_>) -> Result<Option<Value>, ExpressionError> {
         Ok(Some(match self {
             Part::Literal(value) => value.clone(),
-            Part::Whole(expression) => return Ok(expression.evaluate(evaluation)?.into_value()),
-            Part::Text(pieces) => Value::String(text(pieces, evaluation)?),
+            Part::Whole(expression) => {
+                let value = expression.evaluate(evaluation)?.into_value();
+                if let Some(value) = &value {
+                    let taken = evaluation.take(value);
+                    taken.map_err(|message| expression.error(message))?;
+                }
+                return Ok(value);
+            }
+            Part::Text(pieces) => {
+                let text = Value::String(text(pieces, evaluation)?);
+                evaluation.take(&text).map_err(|message| ExpressionError {
+                    message,
+                    path: Vec::new(),
+                    expression: "{{ … }}".to_owned(),
+                })?;
+                text
+            }
             Part::List(parts) => {
                 let mut list = Vec::with_capacity(parts.len());
                 for (at, part) in parts.iter().enumerate() {

@@ -250,7 +250,8 @@ fn lock(root: &Path, data_dir: &Path, account: &Account) -> Result<File, Postgre
         .truncate(false)
         .read(true)
         .write(true)
-        .mode(0o644)
+        // Whoever can read it can lock it.
+        .mode(0o600)
         .open(&path)
         .context(opening)?;
     match file.try_lock() {

@@ -279,6 +279,27 @@ pub async fn get(db: impl PgExecutor<'_>, id: ExecutionId) -> StoreResult<Option
         .map_err(StoreError::from_sqlx)
 }
 
+const GENERATION: &str = "
+    WITH RECURSIVE line (parent_id, generation) AS (
+        SELECT parent_id, 1 FROM executions WHERE id = $1
+        UNION ALL
+        SELECT e.parent_id, line.generation + 1 FROM executions e JOIN line ON e.id = line.parent_id
+        WHERE line.generation < $2
+    )
+    SELECT max(generation) FROM line";
+
+/// How many executions there are from this one up to the first of its line, both included; counted up to `limit`.
+/// 0 when it is not stored.
+pub async fn generation(db: impl PgExecutor<'_>, id: ExecutionId, limit: i32) -> StoreResult<i32> {
+    let found: Option<i32> = sqlx::query_scalar(GENERATION)
+        .bind(id.0)
+        .bind(limit)
+        .fetch_one(db)
+        .await
+        .map_err(StoreError::from_sqlx)?;
+    Ok(found.unwrap_or(0))
+}
+
 /// Who holds an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyHolder {

@@ -613,3 +613,28 @@ async fn the_pulse_reads_no_growing_table_as_a_whole() {
         assert!(!plan.contains(&format!("Seq Scan on {table}")), "{plan}");
     }
 }
+
+#[tokio::test]
+async fn a_line_of_executions_is_counted_up_to_a_limit() {
+    let host = TestHost::start().await;
+    let mut line: Vec<NewExecution> = Vec::new();
+    for _ in 0..4 {
+        let mut new = new_execution(host.host_id);
+        new.parent_id = line.last().map(|parent| parent.id);
+        host.journal
+            .save(new.id.0, vec![started(&new)])
+            .await
+            .expect("saved");
+        line.push(new);
+    }
+    for (id, limit, counted) in [
+        (line[0].id, 20, 1),
+        (line[3].id, 20, 4),
+        (line[3].id, 4, 4),
+        (line[3].id, 3, 3),
+        (ExecutionId::new(), 20, 0),
+    ] {
+        let found = executions::generation(&host.db, id, limit).await;
+        assert_eq!(found.expect("counted"), counted);
+    }
+}

@@ -88,8 +88,7 @@ impl State {
                 Need::Quiet if !self.held.is_empty() => return Ok(()),
                 Need::Load(_) if !self.held.is_empty() => return Ok(()),
                 Need::Load(claim) => {
-                    self.load(myself, claim);
-                    return Ok(());
+                    return self.load(myself, claim).await;
                 }
                 Need::Nothing | Need::Quiet => {}
             }

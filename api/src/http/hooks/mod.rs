@@ -83,6 +83,11 @@ struct Snapshot {
 }
 
 impl Hooks {
+    /// A document was changed here. Memory has the change already, but counts it only with the next look at the store.
+    pub fn forget(&self) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The table, built anew when documents changed. Between changes this costs one lock.
     fn snapshot(&self, state: &State) -> Arc<Snapshot> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +195,7 @@ impl Endpoint for Receiver {
 
 async fn receive(state: &State, request: Request) -> ApiResult<Response> {
     let (request, mut body) = request.split();
-    let path = request.original_uri().path();
+    let path = request.uri().path();
     let path = path.strip_prefix("/hooks").unwrap_or(path).to_owned();
     let (hook, params) = state
         .hooks
@@ -259,7 +264,8 @@ async fn when_answered(state: &State, hook: &Hook, start: StartExecution) -> Api
         .start_watched(start)
         .await
         .map_err(refused)?;
-    match started.watch.responded(hook.wait).await {
+    let responded = started.watch.responded(hook.wait);
+    match state.unless_stopped(responded).await {
         Some(Ok(response)) => reply::responded(started.id, response),
         Some(Err(ended)) => reply::ended(started.id, ended, hook.shape.as_ref()),
         None => goes_on(started).await,
@@ -282,7 +288,7 @@ async fn streamed(state: &State, start: StartExecution) -> ApiResult<Response> {
             &event.data,
         )
     });
-    let mut response = Events::new(events).into_response();
+    let mut response = Events::new(events, state).into_response();
     answer::set(&mut response, header::LOCATION, &reply::place(id));
     Ok(response)
 }

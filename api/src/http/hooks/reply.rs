@@ -15,13 +15,21 @@ use crate::http::{
     problem::{ApiError, ApiResult},
 };
 
-/// Headers that belong to the connection; a workflow does not set them.
-const OURS: [HeaderName; 6] = [
+/// What a page may do that a workflow answers with: whatever a page does, but as if it came from nowhere. The API and its
+/// documentation have the same origin, and what a browser keeps for them is not for pages that workflows make.
+const SANDBOX: HeaderValue = HeaderValue::from_static(
+    "sandbox allow-downloads allow-forms allow-modals allow-popups allow-popups-to-escape-sandbox \
+     allow-presentation allow-scripts allow-top-navigation-by-user-activation",
+);
+/// Headers that belong to the connection or the origin; a workflow does not set them.
+const OURS: [HeaderName; 8] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::TRAILER,
+    HeaderName::from_static("clear-site-data"),
+    HeaderName::from_static("service-worker-allowed"),
     HeaderName::from_static("x-trace-id"),
 ];
 
@@ -204,6 +212,10 @@ pub fn responded(id: ExecutionId, response: node::Response) -> ApiResult<Respons
             answer.headers_mut().insert(name, value);
         }
     }
+    // Beside a policy of the workflow's own: a browser obeys both.
+    answer
+        .headers_mut()
+        .append(header::CONTENT_SECURITY_POLICY, SANDBOX);
     Ok(answer)
 }
 
@@ -286,6 +298,11 @@ mod tests {
                 ("x-a".to_owned(), "1".to_owned()),
                 ("content-length".to_owned(), "999".to_owned()),
                 ("bad name".to_owned(), "1".to_owned()),
+                (
+                    "content-security-policy".to_owned(),
+                    "img-src 'none'".to_owned(),
+                ),
+                ("service-worker-allowed".to_owned(), "/".to_owned()),
             ]),
             body,
         };
@@ -294,6 +311,13 @@ mod tests {
         assert_eq!(response.status(), StatusCode::CREATED);
         assert_eq!(response.headers()["x-a"], "1");
         assert!(!response.headers().contains_key("content-length"));
+        assert!(!response.headers().contains_key("service-worker-allowed"));
+        let policies = response.headers().get_all("content-security-policy");
+        let policies: Vec<_> = policies.iter().collect();
+        assert_eq!(
+            policies,
+            ["img-src 'none'", SANDBOX.to_str().expect("it is text")]
+        );
         assert_eq!(response.content_type(), Some("application/json"));
         let text = responded(ExecutionId::new(), said(200, json!("hi"))).expect("it is an answer");
         assert_eq!(

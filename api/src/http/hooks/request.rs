@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::http::{
     body::{self, ContentType},
+    keys,
     problem::{ApiError, ApiResult},
 };
 
@@ -16,6 +17,9 @@ const REDACTED: [&str; 4] = [
     "x-api-key",
 ];
 
+/// What stands for what is hidden.
+const HIDDEN: &str = "***";
+
 /// The body as a value: JSON, the fields of a form, text, or `null` when there is none.
 ///
 /// # Errors
@@ -25,7 +29,7 @@ pub fn input(request: &Request, bytes: Vec<u8>) -> ApiResult<Value> {
         return Ok(Value::Null);
     }
     match ContentType::of(request) {
-        ContentType::Json => body::json(&bytes).map_err(|fault| ApiError::invalid(vec![fault])),
+        ContentType::Json => body::json(&bytes).map_err(ApiError::invalid),
         ContentType::Form => Ok(form(&bytes)),
         ContentType::Text | ContentType::Yaml => Ok(match String::from_utf8(bytes) {
             Ok(text) => text,
@@ -61,8 +65,14 @@ fn pairs(pairs: impl Iterator<Item = (String, String)>) -> Value {
 /// `$trigger` besides `body`: `{query, headers, params, method, path}`.
 pub fn trigger_data(request: &Request, path: &str, params: Vec<(String, String)>) -> Value {
     let query = request.uri().query().unwrap_or_default();
-    let query = form_urlencoded::parse(query.as_bytes())
-        .map(|(name, value)| (name.into_owned(), value.into_owned()));
+    let query = form_urlencoded::parse(query.as_bytes()).map(|(name, value)| {
+        // A key that somebody sends here, where it is of no use, is a key all the same.
+        let value = match value.starts_with(keys::PREFIX) {
+            true => HIDDEN.to_owned(),
+            false => value.into_owned(),
+        };
+        (name.into_owned(), value)
+    });
     let params = params.into_iter().map(|(name, value)| (name, value.into()));
     Value::Object(Map::from_iter([
         ("query".to_owned(), pairs(query)),
@@ -78,7 +88,7 @@ fn headers(headers: &HeaderMap) -> Value {
     let mut object = Map::with_capacity(headers.keys_len());
     for name in headers.keys() {
         let value = if REDACTED.contains(&name.as_str()) {
-            "***".to_owned()
+            HIDDEN.to_owned()
         } else {
             let values: Vec<_> = headers
                 .get_all(name)
@@ -100,7 +110,7 @@ mod tests {
 
     fn request(content_type: &str) -> Request {
         Request::builder()
-            .uri_str("http://host/hooks/leads?tag=a&tag=b&q=%C3%A4+1")
+            .uri_str("http://host/hooks/leads?tag=a&tag=b&q=%C3%A4+1&key=cb_secret")
             .content_type(content_type)
             .header("Authorization", "Bearer secret")
             .header("X-Many", "1")
@@ -136,7 +146,10 @@ mod tests {
             "/leads",
             vec![("id".into(), "7".into())],
         );
-        assert_eq!(data["query"], json!({ "tag": ["a", "b"], "q": "ä 1" }));
+        assert_eq!(
+            data["query"],
+            json!({ "tag": ["a", "b"], "q": "ä 1", "key": "***" })
+        );
         assert_eq!(data["params"], json!({ "id": "7" }));
         assert_eq!(data["headers"]["authorization"], "***");
         assert_eq!(data["headers"]["x-many"], "1, 2");

@@ -2,6 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+/// Names and values of a pattern's parameters.
+pub type Params = Vec<(String, String)>;
+
 /// Claims by method and path pattern. Fixed segments win over parameters, segment by segment from the left.
 pub struct Table<T> {
     methods: HashMap<String, Node<T>>,
@@ -89,7 +92,7 @@ impl<T> Table<T> {
 
     /// Who claims a request, and the values of the pattern's parameters. `path` is as it was sent: its segments are
     /// decoded here, so that an encoded slash does not end one.
-    pub fn find(&self, method: &str, path: &str) -> Option<(Arc<T>, Vec<(String, String)>)> {
+    pub fn find(&self, method: &str, path: &str) -> Option<(Arc<T>, Params)> {
         let parts: Vec<String> = segments(path).map(decode).collect();
         let mut values = Vec::new();
         let claim = self.methods.get(method)?.find(&parts, &mut values)?;

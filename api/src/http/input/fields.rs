@@ -64,11 +64,7 @@ impl<'a, T: BodyType> ApiExtractor<'a> for Body<T> {
         if ContentType::of(request) != ContentType::Json {
             return Err(body::unsupported(request, "application/json").into());
         }
-        Ok(Self(
-            body::json(&bytes)
-                .map_err(|fault| vec![fault])
-                .and_then(Fields::read),
-        ))
+        Ok(Self(body::json(&bytes).and_then(Fields::read)))
     }
 }
 

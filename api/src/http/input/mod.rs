@@ -7,7 +7,7 @@ mod param;
 
 pub use self::{
     fields::{Body, BodyType, FieldType, Fields, missing},
-    param::{Cursor, IdempotencyKey, Limit, Param, ParamType, Wrong, one_of},
+    param::{Cursor, IdempotencyKey, Limit, Param, ParamType, Wrong, no_nul, one_of},
 };
 use super::problem::{ApiError, ApiResult, Fault};
 
@@ -31,7 +31,8 @@ impl Faults {
         self.take("query", name, param?)
     }
 
-    /// The value of a header, if there is one; a fault when it is wrong. `name` is in lower case.
+    /// The value of a header, if there is one; a fault when it is wrong. `name` is in lower case. Unlike the extractor of
+    /// headers it does not pass over a value that is no text: a key that is silently ignored is worse than none.
     pub fn header<T: ParamType>(&mut self, name: &'static str, headers: &HeaderMap) -> Option<T> {
         let value = headers.get(name)?;
         let parsed = match value.to_str() {

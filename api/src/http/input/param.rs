@@ -94,6 +94,9 @@ impl ParamType for String {
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
+        if text.contains('\0') {
+            return Err(no_nul());
+        }
         Ok(text.to_owned())
     }
 }
@@ -110,6 +113,14 @@ impl ParamType for i64 {
     fn parse(text: &str) -> Result<Self, Wrong> {
         integer(text, -1, Self::MAX)
     }
+}
+
+/// The database takes this character in JSON only.
+pub fn no_nul() -> Wrong {
+    Wrong::new(
+        "value_error",
+        "Value error, a text here cannot hold the character U+0000",
+    )
 }
 
 fn integer(text: &str, min: i64, max: i64) -> Result<i64, Wrong> {
@@ -277,6 +288,7 @@ mod tests {
         assert_eq!(wrong("1001"), Some("less_than_equal"));
         assert_eq!(wrong("ten"), Some("int_parsing"));
         assert_eq!(wrong("1000"), None);
+        assert!(<String as ParamType>::parse("a\0b").is_err());
         let wrong = <ExecutionId as ParamType>::parse("nope").expect_err("it is no id");
         assert_eq!(wrong.kind, "uuid_parsing");
         assert!(

@@ -1,6 +1,6 @@
 //! What workflows, agents and providers have in common: documents that are listed, stored, switched and removed.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{io, marker::PhantomData, sync::Arc};
 
 use callboard_runtime::{
     document::{self, Document},
@@ -23,6 +23,9 @@ use crate::http::{
     input::{self, Cursor, Limit},
     problem::{ApiError, ApiResult, Fault},
 };
+
+/// The largest document, in bytes of JSON: the store takes no larger one.
+const DOCUMENT_MAX: usize = 4 << 20;
 
 /// A kind of document.
 pub struct Kind {
@@ -255,7 +258,7 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
                     let (document, faults) = document::read_value(value);
                     (document, worded(&faults))
                 }
-                Err(fault) => (None, vec![fault]),
+                Err(faults) => (None, faults),
             },
             ContentType::Yaml => from_yaml(&bytes),
             _ => {
@@ -264,8 +267,36 @@ impl<'a, T: Type> ApiExtractor<'a> for DocumentBody<T> {
                 );
             }
         };
+        if document
+            .as_ref()
+            .is_some_and(|document| is_too_large(&document.body))
+        {
+            return Err(body::too_large(DOCUMENT_MAX).into());
+        }
         Ok(Self(document, faults, PhantomData))
     }
+}
+
+/// Whether a document is larger than [`DOCUMENT_MAX`] as JSON. One in YAML may be shorter in the request.
+fn is_too_large(document: &Value) -> bool {
+    /// Takes as many bytes.
+    struct Room(usize);
+
+    impl io::Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self
+                .0
+                .checked_sub(bytes.len())
+                .ok_or(io::ErrorKind::WriteZero)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    serde_json::to_writer(Room(DOCUMENT_MAX), document).is_err()
 }
 
 fn worded(faults: &[document::Fault]) -> Vec<Fault> {
@@ -378,6 +409,7 @@ impl Kind {
             .documents
             .put(self.name, &document.name, document.body)
             .await?;
+        state.hooks.forget();
         drop(changing);
         let place = self.place(&stored.name);
         Ok(Created::new(show(stored.into())).at(place))
@@ -412,6 +444,7 @@ impl Kind {
             .documents
             .put(self.name, name, document.body)
             .await?;
+        state.hooks.forget();
         drop(changing);
         let shown = show(stored.into());
         Ok(match put {
@@ -432,18 +465,22 @@ impl Kind {
         if enabled && !current.enabled {
             (self.check_enabled)(state, &current)?;
         }
-        Ok(state
-            .app
-            .core
-            .documents
-            .set_enabled(self.name, name, enabled)
-            .await?)
+        let documents = &state.app.core.documents;
+        let stored = documents.set_enabled(self.name, name, enabled).await?;
+        state.hooks.forget();
+        Ok(stored)
     }
 
     /// Removes one. What runs goes on with the version it has.
     pub async fn delete(&self, state: &State, name: &str) -> ApiResult<NoContent> {
         use callboard_runtime::store::StoreError;
-        match state.app.core.documents.delete(self.name, name).await {
+        // Not a name that any document has, and not a text that the database takes.
+        if name.contains('\0') {
+            return Err(self.unknown(name));
+        }
+        let deleted = state.app.core.documents.delete(self.name, name).await;
+        state.hooks.forget();
+        match deleted {
             Ok(()) => Ok(NoContent),
             Err(StoreError::NotFound) => Err(self.unknown(name)),
             Err(error) => Err(error.into()),

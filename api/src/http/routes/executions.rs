@@ -327,14 +327,14 @@ impl Operations {
         name: Path<String>,
         /// Repeating a start under the same key gives the same execution.
         #[oai(name = "Idempotency-Key")]
-        key: Header<Option<Param<IdempotencyKey>>>,
+        _key: Header<Option<Param<IdempotencyKey>>>,
         /// `wait=N`: wait up to N seconds, at most 300, for the end.
         #[oai(name = "Prefer")]
         prefer: Header<Option<String>>,
         body: Body<ExecutionCreate>,
     ) -> ApiResult<StartAnswer> {
         let mut faults = Faults::default();
-        let key = faults.parsed_header("idempotency-key", key.0);
+        let key = faults.header::<IdempotencyKey>("idempotency-key", request.headers());
         let body = faults.body(body);
         let body = faults.check(body)?;
         self.0.takes_work()?;
@@ -364,16 +364,18 @@ impl Operations {
         &self,
         _auth: Auth<ExecutionsRead>,
         /// Of this workflow only.
-        workflow: Query<Option<String>>,
+        workflow: Query<Option<Param<String>>>,
         status: Query<Option<Param<ExecutionStatus>>>,
         /// `manual`, `webhook`, …
-        trigger: Query<Option<String>>,
+        trigger: Query<Option<Param<String>>>,
         started_after: Query<Option<Param<DateTime<Utc>>>>,
         started_before: Query<Option<Param<DateTime<Utc>>>>,
         limit: Query<Option<Param<Limit>>>,
         cursor: Query<Option<Param<Cursor<ExecutionId>>>>,
     ) -> ApiResult<Found<ExecutionList>> {
         let mut faults = Faults::default();
+        let workflow = faults.query("workflow", workflow.0);
+        let trigger = faults.query("trigger", trigger.0);
         let status = faults.query("status", status.0);
         let started_after = faults.query("started_after", started_after.0);
         let started_before = faults.query("started_before", started_before.0);
@@ -381,9 +383,9 @@ impl Operations {
         let cursor = faults.query("cursor", cursor.0).map(|cursor| cursor.0);
         faults.check(Some(()))?;
         let filter = ExecutionFilter {
-            workflow: workflow.0,
+            workflow,
             status,
-            trigger: trigger.0,
+            trigger,
             started_after,
             started_before,
             cursor,
@@ -484,10 +486,7 @@ impl Operations {
                 &event.data,
             )
         });
-        Ok(Events::until(
-            events,
-            self.0.shutdown.clone().cancelled_owned(),
-        ))
+        Ok(Events::new(events, &self.0))
     }
 
     /// Cancel an execution
@@ -521,7 +520,8 @@ impl Operations {
             None => (executions.start(start).await?.id, false),
             Some(wait) => {
                 let mut started = executions.start_watched(start).await?;
-                let ended = started.watch.ended(wait).await.is_some();
+                let ended = self.0.unless_stopped(started.watch.ended(wait)).await;
+                let ended = ended.is_some();
                 started.watch.stored().await?;
                 (started.id, ended)
             }

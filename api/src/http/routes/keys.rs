@@ -10,6 +10,7 @@ use callboard_runtime::{
     },
 };
 use chrono::{DateTime, Utc};
+use poem::http::StatusCode;
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
@@ -22,7 +23,7 @@ use crate::http::{
     State,
     answer::{self, Created, Found, NoContent},
     auth::{self, Auth, Caller, KeysWrite},
-    input::{Body, BodyType, Cursor, Faults, FieldType, Fields, Limit, Param, Wrong},
+    input::{Body, BodyType, Cursor, Faults, FieldType, Fields, Limit, Param, Wrong, no_nul},
     keys,
     problem::{ApiError, ApiResult},
 };
@@ -60,6 +61,7 @@ impl BodyType for KeyCreate {
                     ),
                 );
             }
+            Some(name) if name.contains('\0') => fields.fault("name", no_nul()),
             Some(name) if name.len() > NAME_MAX => {
                 fields.fault(
                     "name",
@@ -176,8 +178,21 @@ struct KeyList {
     next_cursor: Option<String>,
 }
 
-/// Nobody gives away what they do not have.
-fn check_grant(caller: &Caller, scopes: &[String]) -> ApiResult<()> {
+/// Nobody gives away what they do not have, nor for longer.
+fn check_grant(
+    caller: &Caller,
+    scopes: &[String],
+    expires_at: Option<DateTime<Utc>>,
+) -> ApiResult<()> {
+    if let Some(end) = caller.expires_at
+        && expires_at.is_none_or(|asked| asked > end)
+    {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "key_expires",
+            format!("This key expires: it makes keys with `expires_at` of at most {end:?} only."),
+        ));
+    }
     scopes.iter().try_for_each(|scope| match scope.as_str() {
         // Both mean everything, so either may give the other.
         "*" | "admin" => caller.require("admin"),
@@ -218,7 +233,8 @@ impl Operations {
 
     /// Make a key
     ///
-    /// The answer is the only one with the secret. A key can give no scope that it does not have. Scope `keys:write`.
+    /// The answer is the only one with the secret. A key can give no scope that it does not have, and no time that
+    /// it has not got itself. Scope `keys:write`.
     #[oai(path = "/", method = "post", operation_id = "create_key")]
     async fn create(
         &self,
@@ -232,7 +248,7 @@ impl Operations {
             scopes,
             expires_at,
         } = faults.check(body)?;
-        check_grant(&auth.0, &scopes)?;
+        check_grant(&auth.0, &scopes, expires_at)?;
         let secret = keys::generate();
         let key = NewApiKey {
             id: KeyId::new(),
@@ -336,7 +352,9 @@ mod tests {
             key: None,
             name: "k".into(),
             scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+            expires_at: None,
         };
+        let check_grant = |caller: &Caller, scopes: &[String]| check_grant(caller, scopes, None);
         let asked = |scope: &str| vec![scope.to_owned()];
         assert!(check_grant(&caller(&["keys:write"]), &asked("workflows:read")).is_err());
         assert!(
@@ -349,5 +367,21 @@ mod tests {
         assert!(check_grant(&caller(&["keys:write"]), &asked("*")).is_err());
         assert!(check_grant(&caller(&["admin"]), &asked("*")).is_ok());
         assert!(check_grant(&caller(&["*"]), &asked("admin")).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_expires_makes_none_that_outlives_it() {
+        let end = Utc::now() + chrono::TimeDelta::hours(1);
+        let caller = Caller {
+            key: None,
+            name: "k".into(),
+            scopes: vec!["*".to_owned()],
+            expires_at: Some(end),
+        };
+        let second = chrono::TimeDelta::seconds(1);
+        assert!(check_grant(&caller, &[], None).is_err());
+        assert!(check_grant(&caller, &[], Some(end + second)).is_err());
+        assert!(check_grant(&caller, &[], Some(end)).is_ok());
+        assert!(check_grant(&caller, &[], Some(end - second)).is_ok());
     }
 }

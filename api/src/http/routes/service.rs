@@ -15,6 +15,7 @@ use crate::http::{
     State,
     answer::Found,
     metrics::Exposition,
+    origin,
     problem::{ApiError, ApiResult},
 };
 
@@ -83,7 +84,8 @@ impl Operations {
     /// Scope `metrics:read`, unless the request comes from the machine itself.
     #[oai(path = "/metrics", method = "get", operation_id = "metrics")]
     async fn metrics(&self, request: &Request) -> ApiResult<PlainText<String>> {
-        if !is_local(request.remote_addr(), request.headers()) {
+        let local = is_local(request.remote_addr(), request.headers());
+        if !local || origin::check(request).is_err() {
             self.0
                 .keys
                 .caller(request, false)

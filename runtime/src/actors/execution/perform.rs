@@ -1,6 +1,6 @@
 //! Starting node runs: here when they are pure and small, else at the node runner.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ractor::ActorRef;
@@ -9,20 +9,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ExecutionActor, Msg, Report, State, finished};
 use crate::{
-    actors::node_runner,
-    expression::Scope,
+    actors::node_runner::{self, COMPUTING_TIME_MAX},
+    bounds::{ITEMS_MAX, Meter},
+    expression::{self, Scope},
     item::{Item, Items},
     model::{
-        execution::{Effect, Event, RunKey},
+        execution::{Decision, Effect, Event, RunKey},
         graph::{Action, Step},
     },
     node::{AnyNode, NodeError, NodeInput, NodeRunIdentity, Parameters},
 };
 
+/// How often the lease is looked at while effects wait for it.
+const LEASE_POLL: Duration = Duration::from_millis(200);
 /// Up to how many items a pure node runs inside the actor.
 const INLINE_ITEMS_MAX: usize = 256;
-/// How many elements one map may have.
-const ELEMENTS_MAX: usize = 100_000;
 
 impl ExecutionActor {
     pub(super) fn start(
@@ -45,18 +46,8 @@ impl ExecutionActor {
         let inline = is_inline(&node, step);
         if !inline && !matches!(node, AnyNode::Pure(_)) && !self.host.core.may_start_effects() {
             // The lease ran out: effects wait until it is renewed, or until this host is fenced.
-            state.held.push_back((
-                state.saved,
-                Effect::Start {
-                    key,
-                    attempt,
-                    barrier: true,
-                },
-            ));
-            let mark = state.saved;
-            myself.send_after(std::time::Duration::from_millis(200), move || {
-                Msg::Saved(mark, Ok(()))
-            });
+            state.without_lease.push((key, attempt));
+            myself.send_after(LEASE_POLL, || Msg::LeaseMayBeBack);
             return;
         }
         let input = self.node_input(state, key, attempt, now);
@@ -86,6 +77,23 @@ impl ExecutionActor {
         }
     }
 
+    /// Starts what waited for the lease; what still must wait comes back here.
+    pub(super) fn start_without_lease(&self, myself: &ActorRef<Msg>, state: &mut State) {
+        let effects = std::mem::take(&mut state.without_lease)
+            .into_iter()
+            .map(|(key, attempt)| Effect::Start {
+                key,
+                attempt,
+                barrier: false,
+            })
+            .collect();
+        let decision = Decision {
+            effects,
+            ..Decision::default()
+        };
+        self.run(myself, state, decision, VecDeque::new());
+    }
+
     /// Finds out the elements of a map.
     pub(super) fn expand(
         &self,
@@ -106,8 +114,16 @@ impl ExecutionActor {
             return;
         }
         let to = myself.clone();
-        tokio::task::spawn_blocking(move || {
-            drop(to.cast(Msg::Expanded(key, Box::new(elements(&input)))))
+        tokio::spawn(async move {
+            // However this ends, the thread stops at the next input item.
+            let _guard = input.cancel.clone().drop_guard();
+            let work = expression::elsewhere(move || elements(&input));
+            let elements = match tokio::time::timeout(COMPUTING_TIME_MAX, work).await {
+                Ok(Some(elements)) => elements,
+                Ok(None) => Err(node_runner::panicked()),
+                Err(_) => Err(node_runner::timed_out(COMPUTING_TIME_MAX)),
+            };
+            drop(to.cast(Msg::Expanded(key, Box::new(elements))));
         });
     }
 
@@ -122,6 +138,7 @@ impl ExecutionActor {
         let step = execution.step(key);
         let inputs = execution.inputs(key);
         let key_text = execution.key_text(key);
+        let cancel = CancellationToken::new();
         let scope = self.scope(state, key, step, &inputs, now);
         NodeInput {
             identity: NodeRunIdentity {
@@ -137,8 +154,9 @@ impl ExecutionActor {
                 template: step.template.clone(),
                 scope: Arc::new(scope),
                 written: step.with.clone(),
+                cancel: cancel.clone(),
             },
-            cancel: CancellationToken::new(),
+            cancel,
             now,
         }
     }
@@ -186,22 +204,23 @@ fn elements(input: &NodeInput) -> Result<Vec<Item>, NodeError> {
             .map(|(index, item)| item.clone().paired(index))
             .collect());
     }
+    let mut meter = Meter::output();
     let mut elements = Vec::new();
     for index in 0..items.len() {
         match input.parameters.field("items", index)? {
-            Value::Array(values) => elements.extend(
-                values
-                    .into_iter()
-                    .map(|value| Item::new(value).paired(index)),
-            ),
+            Value::Array(values) if elements.len() + values.len() > ITEMS_MAX => {
+                let message = format!("items: a map takes at most {ITEMS_MAX} elements");
+                return Err(NodeError::permanent("invalid_parameters", message));
+            }
+            Value::Array(values) => {
+                for value in values {
+                    elements.push(meter.passing(Item::new(value).paired(index))?);
+                }
+            }
             other => {
                 let message = format!("items: expected a list, not {}", kind(&other));
                 return Err(NodeError::permanent("invalid_parameters", message));
             }
-        }
-        if elements.len() > ELEMENTS_MAX {
-            let message = format!("items: a map takes at most {ELEMENTS_MAX} elements");
-            return Err(NodeError::permanent("invalid_parameters", message));
         }
     }
     Ok(elements)

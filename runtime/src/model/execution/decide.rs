@@ -1,6 +1,6 @@
 //! From events to records and effects.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value, json};
@@ -12,6 +12,9 @@ use super::{
     journal::{WaitKind, WaitRecord},
 };
 use crate::{
+    bounds::{
+        DETAILS_BYTES_MAX, EXECUTION_BYTES_MAX, Excess, MESSAGE_CHARS_MAX, Meter, OUTPUT_BYTES_MAX,
+    },
     id::ExecutionId,
     item::{Item, Items},
     model::graph::{Action, OnError, Retry, Step},
@@ -19,6 +22,9 @@ use crate::{
     store::rows::{ExecutionStatus, NodeRunStatus},
     tool::OnCrash,
 };
+
+/// The longest delay that the other side may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What every record of one attempt shares.
 struct Attempt {
@@ -89,6 +95,9 @@ impl Execution {
         let mut out = Decision::default();
         let keys: Vec<RunKey> = self.runs.keys().copied().collect();
         for key in keys {
+            if self.fail_if_unknown_after_crash(key, at, &mut out) {
+                continue;
+            }
             match &self.runs[&key].state {
                 RunState::Delayed(until) => out.effects.push(Effect::Delay(key, *until)),
                 RunState::Waiting(Waiting {
@@ -101,8 +110,7 @@ impl Execution {
                 }) => {
                     out.effects.push(Effect::StartChild(key, child.clone()));
                 }
-                RunState::Ready => self.fail_if_unknown_after_crash(key, at, &mut out),
-                RunState::Running | RunState::Mapping(_) => {}
+                RunState::Ready | RunState::Running | RunState::Mapping(_) => {}
             }
         }
         self.restored.clear();
@@ -124,6 +132,7 @@ impl Execution {
             },
             attempt: 1,
             status: NodeRunStatus::Succeeded,
+            bytes: weight(&items),
             ports: vec![(MAIN.into(), Arc::new(items))],
             error: None,
             retry_at: None,
@@ -157,6 +166,10 @@ impl Execution {
     }
 
     fn succeeded(&mut self, attempt: &Attempt, output: NodeOutput, out: &mut Decision) {
+        let bytes = match self.bounded(&output) {
+            Ok(bytes) => bytes,
+            Err(excess) => return self.failed(attempt, excess, 0.0, out),
+        };
         if let Some(response) = output.response {
             out.effects.push(Effect::Respond(response));
         }
@@ -165,8 +178,28 @@ impl Execution {
             .into_iter()
             .map(|(port, items)| (port, Arc::new(items)))
             .collect();
-        let record = self.ended_attempt(attempt, NodeRunStatus::Succeeded, ports, None);
+        let mut record = self.ended_attempt(attempt, NodeRunStatus::Succeeded, ports, None);
+        record.bytes = bytes;
         self.record(record, out);
+    }
+
+    /// What an output takes, unless that is too much.
+    fn bounded(&self, output: &NodeOutput) -> Result<usize, NodeError> {
+        let mut meter = Meter::output();
+        for (_, items) in &output.ports {
+            meter.take_items(items)?;
+        }
+        let bytes = meter.bytes();
+        if let Some(response) = &output.response {
+            Meter::output().take(&response.body)?;
+        }
+        if !self.has_room(bytes) {
+            let message = format!(
+                "the steps of this execution gave more than {EXECUTION_BYTES_MAX} bytes of JSON together"
+            );
+            return Err(NodeError::permanent("output_too_large", message));
+        }
+        Ok(bytes)
     }
 
     fn begin_wait(
@@ -176,6 +209,11 @@ impl Execution {
         child_id: ExecutionId,
         out: &mut Decision,
     ) {
+        if let Wait::Child { input, .. } = &wait
+            && let Err(excess) = Meter::output().take(input)
+        {
+            return self.failed(attempt, excess.into(), 0.0, out);
+        }
         let (for_what, kind, effect) = match wait {
             Wait::Until(until) => (
                 WaitFor::Time(until),
@@ -251,19 +289,31 @@ impl Execution {
         let on_error = step.on_error;
         let row_error = Value::Object(code_and_message.clone());
         code_and_message.insert("step".to_owned(), Value::String(step.id.to_string()));
-        let ports = match on_error {
-            OnError::Fail => Vec::new(),
-            OnError::Continue => vec![(
-                MAIN.into(),
-                error_items(&run.inputs[0].items, code_and_message),
-            )],
-            OnError::Route => vec![(
-                ERROR.into(),
-                error_items(&run.inputs[0].items, code_and_message),
-            )],
+        let port = match on_error {
+            OnError::Fail => None,
+            OnError::Continue => Some(MAIN),
+            OnError::Route => Some(ERROR),
         };
-        let record = self.ended_attempt(attempt, NodeRunStatus::Failed, ports, Some(row_error));
+        let items = port.map(|_| error_items(&run.inputs[0].items, code_and_message));
+        let mut record = self.ended_attempt(attempt, NodeRunStatus::Failed, Vec::new(), None);
+        record.error = Some(row_error);
+        match (port, items) {
+            (Some(port), Some(Ok((items, bytes)))) if self.has_room(bytes) => {
+                record.bytes = bytes;
+                record.ports = vec![(port.into(), items)];
+            }
+            (None, _) => {}
+            // With its error beside each item, what came in is too much to go on with.
+            _ => {
+                let excess = NodeError::from(Excess::Bytes(OUTPUT_BYTES_MAX));
+                record.error = describe(&excess).map(|(error, _)| Value::Object(error));
+            }
+        }
         self.record(record, out);
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.saturating_add(bytes) <= EXECUTION_BYTES_MAX
     }
 
     fn wait_ended(
@@ -494,24 +544,28 @@ impl Execution {
         self.record(record, out);
     }
 
-    /// Fails a run whose earlier attempt was in progress when its host died, if its step must not run twice.
-    fn fail_if_unknown_after_crash(&mut self, key: RunKey, at: DateTime<Utc>, out: &mut Decision) {
+    /// Fails a run whose attempt was in progress when its host died, if its step must not run twice. The mark of the
+    /// attempt tells: the run itself folds as ready or, from the second attempt on, as delayed.
+    fn fail_if_unknown_after_crash(
+        &mut self,
+        key: RunKey,
+        at: DateTime<Utc>,
+        out: &mut Decision,
+    ) -> bool {
         let started_key = self.started_key(key);
-        if let Some(Restored::Started) = self.restored.remove(&started_key) {
-            out.records.push(Record::WaitClosed(started_key));
-            let message = "the host died while the step ran; whether it took effect is not known, and it must not run twice";
-            let attempt = Attempt {
-                key,
-                started_at: at,
-                finished_at: at,
-            };
-            self.failed(
-                &attempt,
-                NodeError::permanent("unknown_after_crash", message),
-                0.0,
-                out,
-            );
-        }
+        let Some(Restored::Started) = self.restored.remove(&started_key) else {
+            return false;
+        };
+        out.records.push(Record::WaitClosed(started_key));
+        let message = "the host died while the step ran; whether it took effect is not known, and it must not run twice";
+        let attempt = Attempt {
+            key,
+            started_at: at,
+            finished_at: at,
+        };
+        let error = NodeError::permanent("unknown_after_crash", message);
+        self.failed(&attempt, error, 0.0, out);
+        true
     }
 
     fn close_started_mark(&self, key: RunKey, out: &mut Decision) {
@@ -605,6 +659,7 @@ impl Execution {
             attempt: run.attempt,
             status,
             ports,
+            bytes: 0,
             error,
             retry_at: None,
             seq: self.next_seq,
@@ -633,9 +688,8 @@ fn describe(error: &NodeError) -> Option<(Map<String, Value>, Option<TimeDelta>)
             retry_after,
             details,
         } => {
-            let after = retry_after
-                .and_then(|after| TimeDelta::from_std(after).ok())
-                .unwrap_or_default();
+            let after = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+            let after = TimeDelta::from_std(after).unwrap_or_default();
             (code, message, details, Some(after))
         }
         NodeError::Permanent {
@@ -647,13 +701,24 @@ fn describe(error: &NodeError) -> Option<(Map<String, Value>, Option<TimeDelta>)
     };
     let mut object = Map::new();
     object.insert("code".to_owned(), Value::String(code.clone()));
-    object.insert("message".to_owned(), Value::String(message.clone()));
-    if let Some(Value::Object(details)) = details.as_deref() {
+    object.insert("message".to_owned(), Value::String(shortened(message)));
+    let details = details.as_deref().filter(|details| {
+        let mut meter = Meter::new(DETAILS_BYTES_MAX);
+        meter.take(details).is_ok()
+    });
+    if let Some(Value::Object(details)) = details {
         for (name, value) in details.iter().filter(|(_, value)| !value.is_null()) {
             object.entry(name.clone()).or_insert_with(|| value.clone());
         }
     }
     Some((object, retry_after))
+}
+
+fn shortened(message: &str) -> String {
+    match message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        None => message.to_owned(),
+        Some((end, _)) => format!("{}…", &message[..end]),
+    }
 }
 
 /// The delay after attempt number `attempt`: full jitter below the bound that the policy gives.
@@ -667,23 +732,30 @@ fn delay(retry: &Retry, attempt: u32, random: f64) -> TimeDelta {
     TimeDelta::milliseconds((bound * random.clamp(0.0, 1.0) * 1000.0) as i64)
 }
 
-/// The input's items with the error beside what they held; one item when there was none.
-fn error_items(input: &Items, error: Map<String, Value>) -> Items {
+/// The input's items with the error beside what they held, and how much that is; one item when there was none.
+fn error_items(input: &Items, error: Map<String, Value>) -> Result<(Items, usize), NodeError> {
     let with_error = |json: &Value| {
         let mut json = json.as_object().cloned().unwrap_or_default();
         json.insert("error".to_owned(), Value::Object(error.clone()));
         Item::new(Value::Object(json))
     };
-    if input.is_empty() {
-        return Arc::new(vec![with_error(&Value::Null)]);
-    }
-    Arc::new(
-        input
-            .iter()
-            .enumerate()
-            .map(|(index, item)| with_error(&item.json).paired(index))
-            .collect(),
-    )
+    let mut meter = Meter::output();
+    let items = if input.is_empty() {
+        vec![meter.passing(with_error(&Value::Null))?]
+    } else {
+        let items = input.iter().enumerate();
+        items
+            .map(|(index, item)| meter.passing(with_error(&item.json).paired(index)))
+            .collect::<Result<_, _>>()?
+    };
+    Ok((Arc::new(items), meter.bytes()))
+}
+
+fn weight(items: &[Item]) -> usize {
+    let mut meter = Meter::new(usize::MAX);
+    // Whoever starts an execution has bounded what it starts with.
+    let _ = meter.take_items(items);
+    meter.bytes()
 }
 
 fn pass_on(items: &Items) -> NodeOutput {

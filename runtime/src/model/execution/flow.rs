@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::{
@@ -13,6 +14,7 @@ use crate::{
     model::graph::{Body, Join, StepIndex},
     node::{EffectClass, MAIN},
     store::rows::NodeRunStatus,
+    tool::OnCrash,
 };
 
 impl Finished {
@@ -56,7 +58,9 @@ impl Frame {
 impl Execution {
     /// Changes the state as a record says. Decides nothing that needs a record of its own.
     pub(super) fn apply(&mut self, record: &RunRecord) {
-        self.next_seq = record.seq + 1;
+        self.bytes = self.bytes.saturating_add(record.bytes);
+        let place = (record.seq, &*record.uses, &*record.scope);
+        self.pass(place, record.started_at, record.finished_at);
         let key = record.key;
         if record.status == NodeRunStatus::Skipped {
             self.skips.retain(|skip| skip.key != key);
@@ -81,9 +85,6 @@ impl Execution {
         }
         let run = self.runs.remove(&key).expect("looked up above");
         self.frame_mut(key.frame).active -= 1;
-        if self.runs.is_empty() && record.uses.starts_with("wait.") {
-            self.waited += record.finished_at - record.started_at;
-        }
         match record.status {
             NodeRunStatus::Failed if record.ports.is_empty() => self.frame_failed(key, record),
             NodeRunStatus::Cancelled | NodeRunStatus::Skipped => {}
@@ -93,6 +94,34 @@ impl Execution {
         if key.frame != 0 && self.frame(key.frame).active == 0 {
             self.close_frame(key.frame);
         }
+    }
+
+    /// Takes note of a record's place and time. A wait that ended was waiting, as far as nothing else was going on.
+    pub(super) fn pass(
+        &mut self,
+        (seq, uses, scope): (i32, &str, &str),
+        started_at: DateTime<Utc>,
+        finished_at: DateTime<Utc>,
+    ) {
+        self.next_seq = seq + 1;
+        if is_wait(uses) && self.only_waits(finished_at, scope) {
+            let since = self.busy_until.max(started_at);
+            self.waited += (finished_at - since).max(TimeDelta::zero());
+        }
+        self.busy_until = self.busy_until.max(finished_at);
+    }
+
+    /// Whether every run in progress at this time is a wait, or a map around some. Tells by types, since a fold does not
+    /// know when a run began to wait. Nor does it know the elements of a map that has ended, so it takes their waits
+    /// for all that was going on in it; and it begins the others when they are entered, which may be too early.
+    fn only_waits(&self, at: DateTime<Utc>, scope: &str) -> bool {
+        self.runs.iter().all(|(key, run)| match &run.state {
+            RunState::Mapping(mapping) => mapping.started_at <= at,
+            _ if is_wait(&self.step(*key).uses) => true,
+            _ => scope
+                .strip_prefix(&self.key_text(*key))
+                .is_some_and(|rest| rest.starts_with('[')),
+        })
     }
 
     fn open_root(&mut self, record: &RunRecord) {
@@ -113,13 +142,15 @@ impl Execution {
     }
 
     fn finished(&mut self, record: &RunRecord, run: Run) {
+        let step = self.step(record.key);
+        let effectful = step.effect == EffectClass::Effectful || step.on_crash != OnCrash::Retry;
         let finished = Finished {
             frame: record.key.frame,
             step: record.key.step,
             seq: record.seq,
             ports: record.ports.clone(),
             inputs: run.inputs,
-            effectful: self.step(record.key).effect == EffectClass::Effectful,
+            effectful,
         };
         self.deliver(Arc::new(finished));
     }
@@ -304,21 +335,19 @@ impl Execution {
 
     fn fire(&mut self, frame: usize, step: StepIndex) {
         let body = self.frame(frame).body.clone();
-        let any_of = body.steps[step]
-            .join
-            .as_ref()
-            .is_some_and(|join| join.need.is_some());
+        // What is still on its way belongs to this visit and comes too late. What is not on its way will not come: in a
+        // loop, the next to arrive there belongs to the next visit.
+        let late: Vec<bool> = match &body.steps[step].join {
+            Some(join) if join.need.is_some() => (0..join.sources.len())
+                .map(|slot| self.can_arrive(frame, step, join, slot))
+                .collect(),
+            _ => Vec::new(),
+        };
         let state = &mut self.frame_mut(frame).steps[step];
         let arrived: Vec<Option<Delivery>> =
             state.slots.iter_mut().map(VecDeque::pop_front).collect();
-        if any_of {
-            for (slot, _) in arrived
-                .iter()
-                .enumerate()
-                .filter(|(_, delivery)| delivery.is_none())
-            {
-                state.dropped[slot] += 1;
-            }
+        for (slot, late) in late.into_iter().enumerate() {
+            state.dropped[slot] += u32::from(late && arrived[slot].is_none());
         }
         let parent_seq = arrived
             .iter()
@@ -356,6 +385,7 @@ impl Execution {
             attempt: 1,
             status: NodeRunStatus::Skipped,
             ports: Vec::new(),
+            bytes: 0,
             error: None,
             retry_at: None,
             seq: 0,
@@ -412,6 +442,11 @@ impl Execution {
             effectful: false,
         }
     }
+}
+
+/// Whether steps of this type do nothing but wait, for a time or for another execution.
+fn is_wait(uses: &str) -> bool {
+    uses.starts_with("wait.") || uses == "workflow.execute"
 }
 
 fn takes_several_inputs(body: &Body, step: StepIndex) -> bool {

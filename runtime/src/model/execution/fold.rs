@@ -88,8 +88,15 @@ impl Execution {
             .copied()
             .or(root.then_some(0))
         else {
-            // A body that has ended: its map's own row says what came of it.
-            self.next_seq = row.seq + 1;
+            // A body that has ended: its map's own row says what came of it. Only the joins that were skipped with
+            // its last step are recorded after that.
+            let is_recorded = |skip: &RunRecord| {
+                (&*skip.scope, &*skip.step, skip.key.visit as i32)
+                    == (row.scope.as_str(), row.step.as_str(), row.visit)
+            };
+            self.skips.retain(|skip| !is_recorded(skip));
+            let place = (row.seq, &*row.node_type, &*row.scope);
+            self.pass(place, row.started_at, row.finished_at);
             return Ok(());
         };
         let body = if root {
@@ -120,6 +127,7 @@ impl Execution {
             attempt: row.attempt as u32,
             status: row.status,
             ports: read_ports(row.port.as_deref(), row.output.as_deref()).map_err(unreadable)?,
+            bytes: row.output.as_deref().map_or(0, str::len),
             error: row
                 .error
                 .as_deref()

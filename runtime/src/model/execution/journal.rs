@@ -23,6 +23,8 @@ pub struct RunRecord {
     pub status: NodeRunStatus,
     /// Items by port.
     pub ports: Vec<(Arc<str>, Items)>,
+    /// How much `ports` take as JSON.
+    pub bytes: usize,
     /// `{code, message, …}`.
     pub error: Option<Value>,
     /// When the next attempt is due.

@@ -9,12 +9,14 @@ use super::{
     Decision, Execution, Frame, Record, Run, RunKey, RunState, WaitRecord, journal::WaitKind,
 };
 use crate::{
+    bounds::Meter,
     item::{Item, Items, PairedItem},
     model::graph::{Action, Map},
     node::NodeError,
 };
 
 /// A map at work.
+#[derive(Debug)]
 pub(super) struct Mapping {
     pub(super) started_at: DateTime<Utc>,
     elements: Items,
@@ -63,7 +65,11 @@ impl Execution {
         {
             return at;
         }
-        let elements = match elements {
+        let bounded = elements.and_then(|elements| {
+            Meter::output().take_items(&elements)?;
+            Ok(elements)
+        });
+        let elements = match bounded {
             Ok(elements) => elements,
             Err(error) => {
                 self.map_refused(key, error, at, out);

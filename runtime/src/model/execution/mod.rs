@@ -222,9 +222,13 @@ pub struct Execution {
     /// How many node runs are in progress.
     running: usize,
     next_seq: i32,
+    /// How much its node runs gave.
+    bytes: usize,
     started_at: DateTime<Utc>,
     /// How long nothing but waits was going on.
     waited: TimeDelta,
+    /// When the latest record was made: what was waited before that is in `waited`, or was not only waiting.
+    busy_until: DateTime<Utc>,
     cancel_requested: bool,
     ended: Option<End>,
     /// Open frames by scope.
@@ -299,6 +303,25 @@ pub(crate) struct Finished {
     effectful: bool,
 }
 
+impl Drop for Finished {
+    /// Visits hold on to the visits they came from. A loop makes a chain of them as long as it ran, which must not be
+    /// taken down one inside the other: the stack would not do.
+    fn drop(&mut self) {
+        let mut left: Vec<Delivery> = Vec::new();
+        let take = |finished: &mut Finished, left: &mut Vec<Delivery>| {
+            for input in &mut finished.inputs {
+                left.append(&mut input.segments);
+            }
+        };
+        take(self, &mut left);
+        while let Some(delivery) = left.pop() {
+            if let Some(mut last) = Arc::into_inner(delivery.from) {
+                take(&mut last, &mut left);
+            }
+        }
+    }
+}
+
 /// One input of a node run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Input {
@@ -359,8 +382,10 @@ impl Execution {
             ready: VecDeque::new(),
             running: 0,
             next_seq: 0,
+            bytes: 0,
             started_at,
             waited: TimeDelta::zero(),
+            busy_until: started_at,
             cancel_requested: false,
             ended: None,
             scopes: HashMap::new(),
@@ -480,6 +505,13 @@ impl Execution {
         self.runs
             .get(&key)
             .is_some_and(|run| run.attempt == attempt && matches!(run.state, RunState::Running))
+    }
+
+    /// Whether the elements of this map are still to be found out.
+    pub fn may_expand(&self, key: RunKey) -> bool {
+        self.runs
+            .get(&key)
+            .is_some_and(|run| matches!(run.state, RunState::Ready))
     }
 
     /// The inputs of a visit in progress: one list per input, at least one.

@@ -1,7 +1,9 @@
 //! Random graphs, random orders, crashes at every point: what must hold of the state machine whatever happens.
 
+mod recovery;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
@@ -22,6 +24,8 @@ use crate::{
     store::rows::{NodeRunRow, NodeRunStatus, WaitRow},
     tool::OnCrash,
 };
+
+mod bounds;
 
 struct Nothing;
 
@@ -109,14 +113,17 @@ struct World<'a> {
     execution: Execution,
     rows: Vec<NodeRunRow>,
     waits: HashMap<String, WaitRow>,
-    /// For each number of rows, the waits as they were: a crash takes both back.
+    /// After each append, how many rows there were, and the waits: a crash takes both back.
     history: Vec<(usize, HashMap<String, WaitRow>)>,
-    /// How many rows are durable for certain.
+    /// Which append is durable for certain, with all before it.
     durable: usize,
-    todo: Vec<Effect>,
+    /// What is to be done, and after which append it was asked for.
+    todo: Vec<(usize, Effect)>,
     now: DateTime<Utc>,
     /// Attempts of effectful steps that were performed.
     performed: Vec<(String, u32)>,
+    /// Attempts of steps that must not run twice.
+    marked: HashSet<(String, u32)>,
     end: Option<End>,
 }
 
@@ -135,6 +142,7 @@ impl<'a> World<'a> {
             todo: Vec::new(),
             now,
             performed: Vec::new(),
+            marked: HashSet::new(),
             end: None,
         };
         let items = vec![Item::new(json!({"n": 1})), Item::new(json!({"n": 2}))];
@@ -169,19 +177,14 @@ impl<'a> World<'a> {
             }
         }
         self.history.push((self.rows.len(), self.waits.clone()));
-        for effect in &decision.effects {
-            if let Effect::Kill(key) = effect {
-                self.todo.retain(
-                    |todo| !matches!(todo, Effect::Start { key: started, .. } if started == key),
-                );
-            }
-        }
-        self.todo.extend(
-            decision
-                .effects
-                .into_iter()
-                .filter(|effect| !matches!(effect, Effect::Kill(_))),
-        );
+        let append = self.history.len() - 1;
+        let effects = decision.effects.into_iter();
+        self.todo.extend(effects.map(|effect| (append, effect)));
+    }
+
+    /// Everything appended so far is durable.
+    fn save(&mut self) {
+        self.durable = self.history.len() - 1;
     }
 
     /// Performs one effect chosen by `rng`. False when there is nothing to do.
@@ -190,14 +193,14 @@ impl<'a> World<'a> {
             return false;
         }
         self.now += TimeDelta::seconds(1);
-        let effect = self.todo.swap_remove(rng.random_range(0..self.todo.len()));
+        let (append, effect) = self.todo.swap_remove(rng.random_range(0..self.todo.len()));
         match effect {
             Effect::Start {
                 key,
                 attempt,
                 barrier,
-            } => self.start(key, attempt, barrier),
-            Effect::Expand { key, .. } => {
+            } => self.start(key, attempt, barrier.then_some(append)),
+            Effect::Expand { key, .. } if self.execution.may_expand(key) => {
                 let elements = (0..4)
                     .map(|n| Item::new(json!({"element": n})).paired(0))
                     .collect();
@@ -219,26 +222,50 @@ impl<'a> World<'a> {
                     at: self.now,
                 });
             }
+            Effect::StartChild(key, child) => {
+                self.durable = self.durable.max(append);
+                let with = if child.wait {
+                    WaitEnd::ChildEnded {
+                        status: ExecutionStatus::Succeeded,
+                        output: json!({"child": child.input}),
+                        error: None,
+                    }
+                } else {
+                    WaitEnd::ChildStarted
+                };
+                self.decide(Event::WaitEnded {
+                    key,
+                    with,
+                    at: self.now,
+                });
+            }
             _ => {}
         }
         true
     }
 
-    fn start(&mut self, key: RunKey, attempt: u32, barrier: bool) {
+    /// Runs a node once the append `barrier` is durable.
+    fn start(&mut self, key: RunKey, attempt: u32, barrier: Option<usize>) {
         if !self.execution.is_current(key, attempt) {
             return;
         }
-        if barrier {
-            self.durable = self.rows.len();
-        }
+        self.durable = self.durable.max(barrier.unwrap_or_default());
         let text = self.execution.key_text(key);
         let step = self.execution.step(key);
-        if step.effect == EffectClass::Effectful {
+        if step.effect == EffectClass::Effectful || step.on_crash == OnCrash::Fail {
             assert!(
-                barrier,
+                barrier.is_some(),
                 "an effect starts only when everything before it is durable"
             );
+        }
+        if step.effect == EffectClass::Effectful {
             self.performed.push((text.clone(), attempt));
+        }
+        if step.on_crash == OnCrash::Fail {
+            assert!(
+                self.marked.insert((text.clone(), attempt)),
+                "{text} must not run twice"
+            );
         }
         let outcome = (self.behaviour)(&text, attempt);
         let (started_at, finished_at) = (self.now, self.now);
@@ -272,18 +299,14 @@ impl<'a> World<'a> {
 
     /// The host dies: what was not durable is gone, and a new host folds the rest.
     fn crash(&mut self, rng: &mut StdRng) {
-        let kept: Vec<_> = self
-            .history
-            .iter()
-            .filter(|(rows, _)| *rows >= self.durable)
-            .cloned()
-            .collect();
-        let (rows, waits) = kept[rng.random_range(0..kept.len())].clone();
+        let append = rng.random_range(self.durable..self.history.len());
+        let (rows, waits) = self.history[append].clone();
         if rows == 0 {
             return;
         }
         self.rows.truncate(rows);
-        self.history.retain(|(len, _)| *len <= rows);
+        self.history.truncate(append + 1);
+        self.durable = append;
         self.waits = waits;
         self.todo.clear();
         self.end = None;
@@ -310,16 +333,9 @@ impl<'a> World<'a> {
         let folded = self.fold();
         assert_eq!(folded.next_seq, self.execution.next_seq);
         if self.end.is_none() {
-            let runs = |execution: &Execution| -> HashSet<(String, u32)> {
-                execution
-                    .runs
-                    .iter()
-                    .map(|(key, run)| (execution.key_text(*key), run.attempt))
-                    .collect()
-            };
             assert_eq!(
-                runs(&folded),
-                runs(&self.execution),
+                picture(&folded),
+                picture(&self.execution),
                 "the journal tells the same state"
             );
         }
@@ -330,6 +346,41 @@ impl<'a> World<'a> {
             .iter()
             .find(|row| row.step == id && row.status == NodeRunStatus::Succeeded)
     }
+}
+
+/// All of a state that a fold must give back. What is ready, running or delayed is one: it is to be done.
+fn picture(execution: &Execution) -> BTreeMap<String, String> {
+    let mut picture = BTreeMap::new();
+    for (key, run) in &execution.runs {
+        let state = match &run.state {
+            RunState::Ready | RunState::Running | RunState::Delayed(_) => "to do".to_owned(),
+            RunState::Waiting(waiting) => format!("waits since {}", waiting.started_at),
+            RunState::Mapping(mapping) => format!("{mapping:?}"),
+        };
+        let inputs: Vec<_> = run.inputs.iter().map(|input| &input.items).collect();
+        picture.insert(
+            execution.key_text(*key),
+            format!("{} {:?} {inputs:?} {state}", run.attempt, run.parent_seq),
+        );
+    }
+    for frame in execution.frames.iter().flatten() {
+        for (step, state) in frame.body.steps.iter().zip(&frame.steps) {
+            let slots: Vec<_> = state.slots.iter().map(VecDeque::len).collect();
+            let latest = state.latest.as_ref().map(|latest| latest.seq);
+            picture.insert(
+                format!("{} {}", frame.scope, step.id),
+                format!("{} {latest:?} {slots:?} {:?}", state.visits, state.dropped),
+            );
+        }
+        let last = frame.last.as_ref().map(|last| last.seq);
+        picture.insert(
+            frame.scope.to_string(),
+            format!("{} {last:?} {:?}", frame.active, frame.failure),
+        );
+    }
+    let skips: Vec<_> = execution.skips.iter().map(|skip| &skip.step).collect();
+    picture.insert("skips".to_owned(), format!("{skips:?}"));
+    picture
 }
 
 fn passes(_: &str, _: u32) -> Result<NodeOutcome, NodeError> {
@@ -356,18 +407,33 @@ fn hash(of: impl Hash) -> u64 {
 /// Steps that fail, wait, branch, loop and map, with joins of every kind between them.
 fn random_graph(rng: &mut StdRng) -> Arc<Graph> {
     let len = rng.random_range(3..14);
+    let settings = Settings {
+        max_parallel: rng.random_range(1..5),
+        max_node_runs: [40, 400][rng.random_range(0..2)],
+        ..Settings::default()
+    };
+    graph(random_steps("s", len, 2, rng), settings)
+}
+
+fn random_steps(prefix: &str, len: usize, maps: usize, rng: &mut StdRng) -> Vec<Step> {
     let mut steps = vec![step("trigger", Action::Entry)];
     for index in 1..len {
-        let mut next = if rng.random_bool(0.15) {
-            map_step(&format!("s{index}"), rng)
+        let id = format!("{prefix}{index}");
+        let mut next = if maps > 0 && rng.random_bool(0.15) {
+            random_map(&id, maps - 1, rng)
         } else {
-            node(&format!("s{index}"))
+            node(&id)
         };
-        if rng.random_bool(0.3) {
-            next.effect = EffectClass::Effectful;
+        match rng.random_range(0..10) {
+            0..3 => next.effect = EffectClass::Effectful,
+            3 => next.on_crash = OnCrash::Fail,
+            _ => {}
         }
         next.retry.max_attempts = rng.random_range(1..4);
         next.on_error = [OnError::Fail, OnError::Continue, OnError::Route][rng.random_range(0..3)];
+        if rng.random_bool(0.2) {
+            next.uses = "wait.timer".into();
+        }
         steps.push(next);
     }
     for to in 1..len {
@@ -391,12 +457,25 @@ fn random_graph(rng: &mut StdRng) -> Arc<Graph> {
         let to = rng.random_range(1..=from);
         steps[from].edges.push(edge("again", to));
     }
-    let settings = Settings {
-        max_parallel: rng.random_range(1..5),
-        max_node_runs: 400,
-        ..Settings::default()
+    steps
+}
+
+fn random_map(id: &str, maps: usize, rng: &mut StdRng) -> Step {
+    let len = rng.random_range(2..6);
+    let inner = random_steps(&format!("{id}-"), len, maps, rng);
+    map(id, inner, rng.random_range(1..4), rng.random_bool(0.5))
+}
+
+fn map(id: &str, inner: Vec<Step>, max_parallel: usize, collect_errors: bool) -> Step {
+    let map = Map {
+        body: Arc::new(Body::new(inner)),
+        max_parallel,
+        collect_errors,
     };
-    graph(steps, settings)
+    Step {
+        uses: "map".into(),
+        ..step(id, Action::Map(map))
+    }
 }
 
 fn map_step(id: &str, rng: &mut StdRng) -> Step {
@@ -407,17 +486,12 @@ fn map_step(id: &str, rng: &mut StdRng) -> Step {
     ];
     inner[0].edges.push(edge(MAIN, 1));
     inner[1].edges.push(edge(MAIN, 2));
-    let map = Map {
-        body: Arc::new(Body::new(inner)),
-        max_parallel: rng.random_range(1..4),
-        collect_errors: rng.random_bool(0.5),
-    };
-    step(id, Action::Map(map))
+    map(id, inner, rng.random_range(1..4), rng.random_bool(0.5))
 }
 
 /// Depends on nothing but the visit, so that a repeated run gives the same.
 fn random_behaviour(seed: u64) -> impl Fn(&str, u32) -> Result<NodeOutcome, NodeError> {
-    move |key, attempt| match hash((seed, key, attempt)) % 16 {
+    move |key, attempt| match hash((seed, key, attempt)) % 18 {
         0 | 1 => Err(NodeError::transient("flaky", "try again")),
         2 => Err(NodeError::permanent("broken", "never works")),
         3 => on_port("other"),
@@ -426,6 +500,12 @@ fn random_behaviour(seed: u64) -> impl Fn(&str, u32) -> Result<NodeOutcome, Node
         6 => Ok(NodeOutcome::Wait(Wait::Until(
             DateTime::from_timestamp(1_700_000_500, 0).expect("in range"),
         ))),
+        wait @ (7 | 8) => Ok(NodeOutcome::Wait(Wait::Child {
+            workflow: "child".to_owned(),
+            version: None,
+            input: json!(key),
+            wait: wait == 7,
+        })),
         _ => passes(key, attempt),
     }
 }
@@ -476,7 +556,7 @@ fn an_effect_whose_result_is_durable_is_not_performed_again() {
         let rng = &mut StdRng::seed_from_u64(seed);
         let mut world = World::new(graph.clone(), &passes);
         world.perform(rng);
-        world.durable = world.rows.len();
+        world.save();
         world.crash(rng);
         world.play(rng, 0.0);
         assert_eq!(
@@ -688,21 +768,16 @@ fn a_map_keeps_order_and_its_limit_whatever_finishes_first() {
 #[test]
 fn a_map_fails_fast_or_collects() {
     for collect_errors in [false, true] {
-        let mut inner = vec![step("", Action::Entry), node("work")];
+        let mut inner = vec![step("", Action::Entry), node("task")];
         inner[0].edges.push(edge(MAIN, 1));
-        let map = Map {
-            body: Arc::new(Body::new(inner)),
-            max_parallel: 2,
-            collect_errors,
-        };
         let mut steps = vec![
             step("trigger", Action::Entry),
-            step("each", Action::Map(map)),
+            map("each", inner, 2, collect_errors),
         ];
         steps[0].edges.push(edge(MAIN, 1));
         let graph = graph(steps, Settings::default());
         let behaviour = |key: &str, attempt: u32| match key {
-            "each/0[1]/work/0" => Err(NodeError::permanent("bad", "no")),
+            "each/0[1]/task/0" => Err(NodeError::permanent("bad", "no")),
             _ => passes(key, attempt),
         };
         for seed in 0..20 {
@@ -732,8 +807,7 @@ fn a_step_that_must_not_run_twice_fails_after_a_crash() {
         world.waits.contains_key("once/0/1/started"),
         "the mark is saved before the step starts"
     );
-    world.durable = world.rows.len();
-    world.history.retain(|(_, waits)| !waits.is_empty());
+    world.save();
     world.crash(rng);
     let end = world.play(rng, 0.0);
     assert_eq!(end.error.expect("it failed")["code"], "unknown_after_crash");

@@ -58,12 +58,13 @@ impl Operations {
     async fn create(
         &self,
         _auth: Auth<AgentsRun>,
+        request: &Request,
         name: Path<String>,
-        #[oai(name = "Idempotency-Key")] key: Header<Option<Param<IdempotencyKey>>>,
+        #[oai(name = "Idempotency-Key")] _key: Header<Option<Param<IdempotencyKey>>>,
         body: Body<SessionCreate>,
     ) -> ApiResult<Created<SessionDetails>> {
         let mut faults = Faults::default();
-        let key = faults.parsed_header("idempotency-key", key.0);
+        let key = faults.header::<IdempotencyKey>("idempotency-key", request.headers());
         let body = faults.body(body);
         faults.check(body)?;
         self.0.takes_work()?;
@@ -84,11 +85,12 @@ impl Operations {
         &self,
         _auth: Auth<AgentsRead>,
         /// Of this agent only.
-        agent: Query<Option<String>>,
+        agent: Query<Option<Param<String>>>,
         limit: Query<Option<Param<Limit>>>,
         cursor: Query<Option<Param<Cursor<SessionId>>>>,
     ) -> ApiResult<Found<SessionList>> {
         let mut faults = Faults::default();
+        let agent = faults.query("agent", agent.0);
         let limit = faults.query("limit", limit.0).unwrap_or_default().0;
         let before = faults.query("cursor", cursor.0).map(|cursor| cursor.0);
         faults.check(Some(()))?;
@@ -96,7 +98,7 @@ impl Operations {
             .0
             .app
             .sessions
-            .list(agent.0.as_deref(), before, limit as i64 + 1)
+            .list(agent.as_deref(), before, limit as i64 + 1)
             .await?;
         let (page, next_cursor) = answer::page(rows, limit, |last| Cursor(last.id).encode());
         Ok(Found::new(SessionList {
@@ -154,12 +156,12 @@ impl Operations {
         id: Path<Param<SessionId>>,
         /// Repeating a message under the same key asks nothing anew.
         #[oai(name = "Idempotency-Key")]
-        key: Header<Option<Param<IdempotencyKey>>>,
+        _key: Header<Option<Param<IdempotencyKey>>>,
         body: Body<MessageCreate>,
     ) -> ApiResult<MessageAnswer> {
         let mut faults = Faults::default();
         let id = faults.path("id", id.0);
-        let key = faults.parsed_header("idempotency-key", key.0);
+        let key = faults.header::<IdempotencyKey>("idempotency-key", request.headers());
         let body = faults.body(body);
         let (id, body) = faults.check(id.zip(body))?;
         self.0.takes_work()?;
@@ -174,15 +176,15 @@ impl Operations {
                 .events(id, Some(&accepted.after_seq.to_string()))
                 .await
                 .map_err(about(id))?;
-            return Ok(MessageAnswer::Stream(Events::new(of_turn(
-                events,
-                accepted.turn,
-            ))));
+            let events = of_turn(events, accepted.turn);
+            return Ok(MessageAnswer::Stream(Events::new(events, &self.0)));
         }
-        let turn = sessions
-            .turn(id, accepted.turn, TURN_WAIT)
-            .await
-            .map_err(about(id))?;
+        let turn = async {
+            let turn = sessions.turn(id, accepted.turn, TURN_WAIT).await;
+            turn.transpose()
+        };
+        let turn = self.0.unless_stopped(turn).await.transpose();
+        let turn = turn.map_err(about(id))?;
         Ok(match turn {
             Some(turn) => MessageAnswer::Turn(Box::new(turn)),
             None => MessageAnswer::GoesOn(
@@ -261,10 +263,7 @@ impl Operations {
         let events = events
             .map_err(about(id))?
             .map(|event| sse::event(Some(event.id), &event.name, &event.data));
-        Ok(Events::until(
-            events,
-            self.0.shutdown.clone().cancelled_owned(),
-        ))
+        Ok(Events::new(events, &self.0))
     }
 
     /// Cancel the running turn
