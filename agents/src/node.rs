@@ -166,8 +166,10 @@ async fn ask(sessions: &Sessions, input: &NodeInput, index: usize) -> Result<Ite
     let result = loop {
         tokio::select! {
             result = sessions.turn(id, accepted.turn, LOOK) => {
-                if let Some(result) = result.map_err(failed)? {
-                    break result;
+                match result {
+                    Ok(Some(result)) => break result,
+                    Ok(None) => {}
+                    Err(error) => return Err(failed(error).await),
                 }
             }
             () = input.cancel.cancelled() => return Err(NodeError::Cancelled),
@@ -191,10 +193,10 @@ async fn patiently<T, F: Future<Output = Result<T, SessionError>>>(
         let wait = match &error {
             SessionError::Busy(wait) => (*wait).min(LOOK),
             SessionError::Store(StoreError::Unconfirmed(_)) => RETRY,
-            _ => return Err(failed(error)),
+            _ => return Err(failed(error).await),
         };
         if tokio::time::Instant::now() + wait > deadline {
-            return Err(failed(error));
+            return Err(failed(error).await);
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -300,9 +302,14 @@ fn with_details(code: &str, message: String, id: SessionId, result: &TurnResult)
     }
 }
 
-fn failed(error: SessionError) -> NodeError {
+/// Why a run failed. Never comes back when the host is stopping or was fenced: that is no end of the run, which is
+/// dropped with the host, and the next owner's joins the same turn.
+async fn failed(error: SessionError) -> NodeError {
     let message = error.to_string();
     match error {
+        SessionError::Store(StoreError::Closed | StoreError::Fenced) => {
+            std::future::pending().await
+        }
         SessionError::UnknownAgent(_)
         | SessionError::AgentDisabled(_)
         | SessionError::NotFound(_)

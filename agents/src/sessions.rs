@@ -471,10 +471,16 @@ impl Sessions {
         self.shared.owned.load(Ordering::Relaxed)
     }
 
-    /// Refuses new messages, and gives turns in progress up to `timeout` to end. What runs longer is stopped where it
-    /// is; the next host resumes it.
-    pub async fn drain(&self, timeout: Duration) {
+    /// From now on takes over no session of another host. Messages are still taken: steps of executions that are
+    /// running to their end send some, and it is for the front to refuse others.
+    pub fn close(&self) {
         drop(self.tell(manager::Msg::Drain)); // an error: it has stopped already
+    }
+
+    /// Closes, and gives turns in progress up to `timeout` to end. What runs longer is stopped where it is; the next
+    /// host resumes it.
+    pub async fn drain(&self, timeout: Duration) {
+        self.close();
         let deadline = tokio::time::Instant::now() + timeout;
         while self.running() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -312,7 +312,17 @@ impl Incarnation {
     /// Takes nothing new, and gives what runs up to `timeout`. Requests that wait for an execution end with it.
     async fn drain(&mut self, timeout: Duration) -> Served {
         self.draining.cancel();
-        tokio::join!(self.executions.drain(timeout), self.sessions.drain(timeout));
+        self.executions.close();
+        self.sessions.close();
+        // Neither stops before the other is done: a step may ask an agent, and an agent have a workflow for a tool.
+        let deadline = tokio::time::Instant::now() + timeout;
+        while self.executions.running() + self.sessions.running() > 0
+            && tokio::time::Instant::now() < deadline
+        {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.executions.drain(Duration::ZERO).await;
+        self.sessions.drain(Duration::ZERO).await;
         self.shutdown.cancel();
         (&mut self.served).await
     }
@@ -324,6 +334,9 @@ async fn fenced(mut pulse: watch::Receiver<Pulse>) {
         std::future::pending().await
     }
 }
+
+/// How often a host that stops looks whether anything still runs.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How the task that serves HTTP ended.
 type Served = Result<io::Result<()>, tokio::task::JoinError>;

@@ -4,8 +4,8 @@ use std::{net::TcpListener, path::Path};
 
 use callboard_runtime::postgres::PrivatePostgres;
 use callboard_tests::{
-    Answer, Gate, Method, Options, Server, Stub, account_that_is_not_root, is_root, open_directory,
-    wait_until,
+    Answer, Gate, Method, ModelStub, Options, Server, Stub, Turn, account_that_is_not_root,
+    is_root, open_directory, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
@@ -266,17 +266,7 @@ async fn a_server_that_is_told_to_stop_finishes_what_it_does() {
     let id = server.begin("call", json!({})).await;
     stub.wait_for("/call", 1).await;
     server.tell_to_stop();
-    // The stop is under way when no new work is taken.
-    wait_until("the server drains", || async {
-        let reply = server
-            .call_as("", Method::GET, "/health/ready")
-            .try_send()
-            .await;
-        reply
-            .map_or(true, |reply| reply.status != 200)
-            .then_some(())
-    })
-    .await;
+    draining(&server).await;
     gate.open();
     assert!(server.ended().await.success());
     server.restart().await;
@@ -286,5 +276,73 @@ async fn a_server_that_is_told_to_stop_finishes_what_it_does() {
         stub.count("/call"),
         1,
         "the step in progress was finished, not cut"
+    );
+}
+
+/// Returns when the stop is under way: no new work is taken.
+async fn draining(server: &Server) {
+    wait_until("the server drains", || async {
+        let ready = server.call_as("", Method::GET, "/health/ready");
+        let reply = ready.try_send().await;
+        reply
+            .map_or(true, |reply| reply.status != 200)
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_asked_by_a_step_finishes_with_its_tools_before_the_server_stops() {
+    let gate = Gate::new();
+    let turns = vec![
+        Turn::calls(&[("c1", "double", json!({"n": 21}))]).paused_after(1, &gate),
+        Turn::text("It is 42."),
+    ];
+    let model = ModelStub::start(turns).await;
+    let mut server = Server::start().await;
+    server.apply_json(&model.provider()).await;
+    server
+        .apply(
+            r#"
+kind: Workflow
+metadata: { name: double }
+spec:
+  steps: [ { id: twice, uses: set, with: { values: { n: "{{ $json.n * 2 }}" } } } ]
+---
+kind: Agent
+metadata: { name: clerk }
+spec: { model: stub/m, instructions: Count., tools: [ { workflow: double } ] }
+---
+kind: Workflow
+metadata: { name: asks }
+spec:
+  steps:
+    - { id: ask, uses: agent, with: { agent: clerk, input: "What is twice 21?" } }
+    - { id: again, uses: workflow.execute, with: { workflow: double, input: { n: 1 } } }
+    - { id: answer, uses: set, with: { keep: none, values: { text: "{{ $('ask').item.json.text }}", n: "{{ $json.n }}" } } }
+"#,
+        )
+        .await;
+    let id = server.begin("asks", json!({})).await;
+    model.wait_for(1).await;
+    server.tell_to_stop();
+    draining(&server).await;
+    gate.open();
+    assert!(server.ended().await.success());
+    assert_eq!(model.requests().len(), 2, "the turn went on to its end");
+    server.restart().await;
+    let run = server.finished(&id).await;
+    assert_eq!(
+        run["output"],
+        json!({"text": "It is 42.", "n": 2}),
+        "{run:#}"
+    );
+    let rows = server.node_runs(&id).await;
+    let hosts: std::collections::BTreeSet<_> =
+        rows.iter().map(|row| row["host"].as_str()).collect();
+    assert_eq!(
+        (rows.len(), hosts.len()),
+        (4, 1),
+        "nothing was left to the next start: {rows:#?}"
     );
 }

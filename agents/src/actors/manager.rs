@@ -179,7 +179,7 @@ impl Manager {
         if state.deleting.contains(&id) {
             return Some(SessionError::NotFound(id));
         }
-        let crowded = state.draining || self.shared.core.journal.is_saturated();
+        let crowded = self.shared.core.journal.is_saturated();
         (crowded && matches!(request, Request::Send { .. })).then_some(SessionError::Busy(BUSY))
     }
 

@@ -5,19 +5,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use callboard_runtime::{
     documents::Documents,
-    executions::{Ended, Executions, StartError, StartExecution},
+    executions::{Ended, Executions, StartError, StartExecution, Started},
     id::ExecutionId,
     model::graph::Trigger,
-    store::rows::ExecutionStatus,
+    store::{StoreError, rows::ExecutionStatus},
     tool::{Tool, ToolContext, ToolError, ToolSpec},
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::agent::ToolSource;
 
 /// How long one look at an execution lasts: it is followed again until the call's own timeout ends it.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long a call waits for the host to have room, or for the database to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What it waits between two tries when the database gave no answer.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts a workflow once per call, whatever happens in between, and waits for its end. A cancelled call cancels it.
 pub struct WorkflowTool {
@@ -95,7 +100,10 @@ impl Tool for WorkflowTool {
             parent_id,
             trace_id: None,
         };
-        let mut started = self.executions.start(request).await.map_err(refused)?;
+        let mut started = tokio::select! {
+            started = self.start(request) => started?,
+            () = context.cancel.cancelled() => return Err(cancelled()),
+        };
         let mut guard = CancelOnDrop {
             executions: &self.executions,
             cancel: &context.cancel,
@@ -104,14 +112,43 @@ impl Tool for WorkflowTool {
         let ended = loop {
             tokio::select! {
                 ended = started.watch.ended(LOOK) => if let Some(ended) = ended { break ended },
-                () = context.cancel.cancelled() => {
-                    return Err(ToolError::new("cancelled", "the call was cancelled"));
-                }
+                () = context.cancel.cancelled() => return Err(cancelled()),
             }
         };
         guard.id = None;
         outcome(ended)
     }
+}
+
+impl WorkflowTool {
+    /// Starts the execution; its key makes it harmless to try again. Never comes back when the host is stopping or was
+    /// fenced: that is no result of the call, which is dropped with the host, and the next owner makes it again.
+    async fn start(&self, request: StartExecution) -> Result<Started, ToolError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let error = match self.executions.start(request.clone()).await {
+                Ok(started) => return Ok(started),
+                Err(error) => error,
+            };
+            let wait = match &error {
+                StartError::Draining
+                | StartError::Store(StoreError::Closed | StoreError::Fenced) => {
+                    std::future::pending().await
+                }
+                StartError::Busy(wait) => *wait,
+                StartError::Store(StoreError::Unconfirmed(_)) => RETRY,
+                _ => return Err(refused(error)),
+            };
+            if Instant::now() + wait > deadline {
+                return Err(refused(error));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+fn cancelled() -> ToolError {
+    ToolError::new("cancelled", "the call was cancelled")
 }
 
 /// Cancels an execution whose call is not wanted any more. A call that is dropped without having been cancelled belongs

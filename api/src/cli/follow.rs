@@ -287,7 +287,7 @@ impl Drawing {
     }
 
     fn waiting(&mut self, data: &Value, now: DateTime<Utc>) -> Vec<String> {
-        let words = wait_words(data);
+        let words = wait_words(data, now);
         if self.waits.as_ref() == Some(&words) {
             // A stream that was opened again, or a host that took over, says so once more.
             return Vec::new();
@@ -439,13 +439,20 @@ fn label(step: &str, item: Option<i64>) -> String {
 }
 
 /// What an execution waits for: the first few waits, each with its end where that is known.
-fn wait_words(data: &Value) -> String {
+fn wait_words(data: &Value, now: DateTime<Utc>) -> String {
     let waits = data.get("waits").and_then(Value::as_array);
     let waits = waits.map_or(&[][..], Vec::as_slice);
     let one = |wait: &Value| {
         let item = wait.get("item_index").and_then(Value::as_i64);
-        let until = time(wait, "wake_at")
-            .map(|time| format!(" until {}", time.format("%Y-%m-%d %H:%M:%S UTC")));
+        let until = time(wait, "wake_at").map(|time| {
+            let is_today = time.date_naive() == now.date_naive();
+            let form = if is_today {
+                "%H:%M:%S UTC"
+            } else {
+                "%Y-%m-%d %H:%M:%S UTC"
+            };
+            format!(" until {}", time.format(form))
+        });
         let name = label(&one_line(&member(wait, "step")), item);
         format!("{name}{}", until.unwrap_or_default())
     };

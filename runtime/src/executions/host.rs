@@ -85,9 +85,17 @@ impl Host {
         &self.actors.get().expect("set before anything is started").1
     }
 
-    /// How many more executions may run here.
+    /// How many more executions this host may take over.
     pub(crate) fn room(&self) -> usize {
-        if self.draining.load(Ordering::Relaxed) || self.core.journal.is_saturated() {
+        if self.draining.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.capacity()
+    }
+
+    /// How many more executions may run here.
+    pub(super) fn capacity(&self) -> usize {
+        if self.core.journal.is_saturated() {
             return 0;
         }
         self.core

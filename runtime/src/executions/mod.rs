@@ -328,10 +328,15 @@ impl Executions {
         self.host.registry.running()
     }
 
-    /// Refuses new executions, and gives those that run up to `timeout` to end or to come to a wait. What runs
-    /// longer is stopped where it is; the next host resumes it.
-    pub async fn drain(&self, timeout: Duration) {
+    /// From now on starts nothing but what running work asks for: children of executions and tools of agents.
+    pub fn close(&self) {
         self.host.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes, and gives executions that run up to `timeout` to end or to come to a wait. What runs longer is stopped
+    /// where it is; the next host resumes it.
+    pub async fn drain(&self, timeout: Duration) {
+        self.close();
         let deadline = Instant::now() + timeout;
         while self.running() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -370,13 +375,14 @@ impl Host {
         id: ExecutionId,
         mut request: StartExecution,
     ) -> Result<Started, StartError> {
-        if self.draining.load(Ordering::Relaxed) {
+        let is_running_work = matches!(request.trigger, "workflow" | "agent");
+        if self.draining.load(Ordering::Relaxed) && !is_running_work {
             return Err(StartError::Draining);
         }
         if !self.core.journal.is_connected() || !self.core.may_start_effects() {
             return Err(StoreError::Unconfirmed("it does not answer just now".to_owned()).into());
         }
-        if self.room() == 0 {
+        if self.capacity() == 0 {
             return Err(StartError::Busy(Duration::from_secs(1)));
         }
         let compiled = self.workflow(&request).await?;

@@ -170,15 +170,16 @@ fn many_elements_of_a_map_are_one_line_and_each_has_its_place() {
 #[test]
 fn a_wait_is_shown_once_until_something_goes_on() {
     let wait = |step: &str, item: Option<i64>| json!({"step": step, "item_index": item, "wake_at": stamp(60_000)});
+    let tomorrow = json!({"step": "child", "wake_at": stamp(90_000_000)});
     let waiting = event(
         "execution.waiting",
-        json!({"waits": [wait("pause", None), wait("nap", Some(2)), {"step": "child"}, wait("x", None)]}),
+        json!({"waits": [wait("pause", None), wait("nap", Some(2)), tomorrow, wait("x", None)]}),
     );
     let (mut drawing, lines) = draw(true, &[started(), waiting.clone(), waiting.clone()]);
     assert_eq!(
         lines[1..],
         [
-            "  +5.00s ⏸ waiting: pause until 2026-01-01 00:01:00 UTC, nap[2] until 2026-01-01 00:01:00 UTC, child, 1 more"
+            "  +5.00s ⏸ waiting: pause until 00:01:00 UTC, nap[2] until 00:01:00 UTC, child until 2026-01-02 01:00:00 UTC, 1 more"
         ]
     );
     assert_eq!(drawing.live(at(0)).len(), 1);
